@@ -1,0 +1,1 @@
+"""zoft: learned zeroth-order optimizers."""
