@@ -1,0 +1,223 @@
+"""Noise: random directions as a pure function of (seed, step, draw, block, element index).
+
+The same key gives the same bits whatever the order of the blocks, the chunk size, the number of
+threads, the device or the state of any global generator, so a direction is never stored: it is made
+again wherever it is needed. The stream is Philox4x64-10, keyed by (seed, block) with the counter
+(element, step, draw, stream); kinds differ in how they turn its words into numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zoft import philox
+from zoft.blocks import Block
+from zoft.config import unknown
+from zoft.errors import ArtifactError, UsageError
+
+#: Entries handled at once: small enough to stay in a core's cache, large enough to hide the calls.
+CHUNK = 1 << 18
+
+_DIRECTION, _ROUNDING = 0, 1
+_TABLE_FILE = "gaussian-table-1.npy"
+_TABLE_SHA256 = "b5d193788f8dbaca5f2b783ecc573e6cb85521b702952d959068ad27fa8dd491"
+
+
+class Key(NamedTuple):
+    """What a direction is a function of, besides the block and the element.
+
+    Attributes:
+        seed: the run's seed, a 64-bit integer.
+        step: the step, from 0.
+        draw: which of the step's directions, from 0.
+    """
+
+    seed: int
+    step: int
+    draw: int = 0
+
+
+@dataclass(frozen=True)
+class Span:
+    """A run of entries of a block, in the order of its flattened tensor."""
+
+    block: Block
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """The entries of a contiguous ``tensor`` of the block's shape (a view)."""
+        return tensor.view(-1)[self.start : self.stop]
+
+
+def spans(block: Block, chunk: int = CHUNK) -> Iterator[Span]:
+    """The block's entries in chunks of at most ``chunk``."""
+    for start in range(0, block.numel, chunk):
+        yield Span(block, start, min(start + chunk, block.numel))
+
+
+class Noise(ABC):
+    """A kind of noise with zero mean and unit second moment.
+
+    Attributes:
+        name: the name in :data:`NOISES`, in tuners and in configurations.
+        version: changes whenever the same key would give other bits.
+
+    Args:
+        keep_bytes: keep the chunks of the latest step up to so many bytes instead of making them
+            again (same bits, less time). 0 keeps nothing, which is what large models want.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int]
+    _per_counter: ClassVar[int]
+
+    def __init__(self, keep_bytes: int = 0) -> None:
+        self._keep_bytes = keep_bytes
+        self._kept: dict[tuple[Key, int, int, int, str], Tensor] = {}
+        self._kept_size = 0
+        self._kept_step: tuple[int, int] | None = None
+
+    def __call__(self, key: Key, span: Span, device: torch.device | str = "cpu") -> Tensor:
+        """The direction's entries over ``span``.
+
+        Returns:
+            A new float32 tensor of shape [len(span)] on ``device``; the caller may overwrite it.
+        """
+        if not self._keep_bytes:
+            return self._make(key, span, torch.device(device))
+        if self._kept_step != key[:2]:
+            self._kept.clear()
+            self._kept_size, self._kept_step = 0, (key.seed, key.step)
+        index = (key, span.block.key, span.start, span.stop, str(device))
+        kept = self._kept.get(index)
+        if kept is None:
+            kept = self._make(key, span, torch.device(device))
+            if self._kept_size + 4 * len(span) <= self._keep_bytes:
+                self._kept_size += 4 * len(span)
+                self._kept[index] = kept
+        return kept.clone()
+
+    def block(self, key: Key, block: Block, device: torch.device | str = "cpu") -> Tensor:
+        """The whole direction of a block, float32 of the block's shape."""
+        return self(key, Span(block, 0, block.numel), device).view(block.shape)
+
+    def _make(self, key: Key, span: Span, device: torch.device) -> Tensor:
+        first = span.start // self._per_counter
+        count = -(-span.stop // self._per_counter) - first
+        counter = (first, key.step, key.draw, _DIRECTION)
+        skip = span.start - first * self._per_counter
+        stream = (key.seed & (1 << 64) - 1, span.block.key)
+        if device.type == "cpu":
+            values = torch.from_numpy(self._from_words(philox.words(stream, counter, count)))
+        else:
+            values = self._from_tensor(philox.words_on_device(stream, counter, count, device))
+        return values[skip : skip + len(span)]
+
+    @abstractmethod
+    def _from_words(self, words: np.ndarray) -> np.ndarray:
+        """float32 values from little-endian uint64 words, ``_per_counter`` for every four words."""
+
+    @abstractmethod
+    def _from_tensor(self, words: Tensor) -> Tensor:
+        """The same from int64 words of shape [count, 4] on any device."""
+
+
+class GaussianTable(Noise):
+    """Normal quantiles looked up by 16-bit words: N(0, 1) to a kurtosis of 2.999, |u| <= 4.32."""
+
+    name = "gaussian-table"
+    version = 1
+    _per_counter = 16
+
+    def _from_words(self, words: np.ndarray) -> np.ndarray:
+        return np.take(_table(), words.view("<u2"))
+
+    def _from_tensor(self, words: Tensor) -> Tensor:
+        return _table_on(words.device)[_sixteen_bits(words)]
+
+
+class Rademacher(Noise):
+    """Signs, +1 or -1 with equal probability, one bit each."""
+
+    name = "rademacher"
+    version = 1
+    _per_counter = 256
+
+    def _from_words(self, words: np.ndarray) -> np.ndarray:
+        bits = np.unpackbits(words.view(np.uint8), bitorder="little")
+        values = bits.astype(np.float32)
+        values *= 2
+        values -= 1
+        return values
+
+    def _from_tensor(self, words: Tensor) -> Tensor:
+        shifts = torch.arange(64, device=words.device)
+        bits = (words.reshape(-1, 1) >> shifts) & 1
+        return bits.reshape(-1).to(torch.float32).mul_(2).sub_(1)
+
+
+NOISES: dict[str, type[Noise]] = {kind.name: kind for kind in (GaussianTable, Rademacher)}
+
+
+def get_noise(name: str, keep_bytes: int = 0) -> Noise:
+    """The noise of that name.
+
+    Raises:
+        UsageError: there is none; the nearest names are given.
+    """
+    if name not in NOISES:
+        raise UsageError(unknown("noise kind", name, NOISES))
+    return NOISES[name](keep_bytes)
+
+
+def rounding_bits(key: Key, span: Span, device: torch.device | str = "cpu") -> Tensor:
+    """Uniform 16-bit integers for stochastic rounding, from a stream apart from every direction.
+
+    Returns:
+        int32 tensor of shape [len(span)], values 0..65535.
+    """
+    first = span.start // 16
+    count = -(-span.stop // 16) - first
+    counter = (first, key.step, key.draw, _ROUNDING)
+    stream = (key.seed & (1 << 64) - 1, span.block.key)
+    target = torch.device(device)
+    if target.type == "cpu":
+        values = torch.from_numpy(philox.words(stream, counter, count).view("<u2").astype(np.int32))
+    else:
+        values = _sixteen_bits(philox.words_on_device(stream, counter, count, target)).to(torch.int32)
+    skip = span.start - first * 16
+    return values[skip : skip + len(span)]
+
+
+def _sixteen_bits(words: Tensor) -> Tensor:
+    """The four 16-bit parts of each int64 word, the lowest first: int64 of shape [4 * words]."""
+    shifts = torch.arange(0, 64, 16, device=words.device)
+    return ((words.reshape(-1, 1) >> shifts) & 0xFFFF).reshape(-1)
+
+
+@cache
+def _table() -> np.ndarray:
+    content = resources.files("zoft.assets").joinpath(_TABLE_FILE).read_bytes()
+    if hashlib.sha256(content).hexdigest() != _TABLE_SHA256:
+        raise ArtifactError(f"zoft's own file assets/{_TABLE_FILE} is damaged", "Install zoft again.")
+    return np.load(io.BytesIO(content), allow_pickle=False)
+
+
+@cache
+def _table_on(device: torch.device) -> Tensor:
+    return torch.from_numpy(_table()).to(device)
