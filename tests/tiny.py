@@ -1,0 +1,125 @@
+"""Tiny random models and a matching tokenizer, made in memory: ``from tests.tiny import tiny_model``.
+
+Hidden size 16, two layers, a vocabulary of about 340 and at most 128 tokens. Everything here is a pure
+function of its arguments, and nothing touches the global random number generators.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    RobertaConfig,
+    RobertaForMaskedLM,
+)
+
+CAUSAL_FAMILIES = ("llama", "qwen2", "opt", "gpt2", "phi")
+FAMILIES = (*CAUSAL_FAMILIES, "roberta")
+
+CONTEXT = 128
+
+SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+
+#: Each of these is a single token; every other text falls apart into bytes and word beginnings.
+WORDS = (" great", " terrible", " yes", " no", " good", " bad", " the", " it", " was", " red", " blue")
+
+
+def tiny_tokenizer(kind: str = "causal", add_bos: bool = True) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer: 5 special tokens, 256 bytes, and the beginnings of :data:`WORDS`.
+
+    ``causal`` puts ``<s>`` in front where ``add_bos``; ``masked`` wraps a text in ``<s>`` and ``</s>``.
+    """
+    symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
+    pieces, merges = [*SPECIALS, *symbols], []
+    for word in WORDS:
+        spelled = word.replace(" ", "Ġ")
+        for end in range(2, len(spelled) + 1):
+            if spelled[:end] not in pieces:
+                merges.append((spelled[: end - 1], spelled[end - 1]))
+                pieces.append(spelled[:end])
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(name, lstrip=name == "<mask>") for name in SPECIALS])
+    if kind == "masked" or add_bos:
+        backend.post_processor = processors.TemplateProcessing(
+            single="<s> $A </s>" if kind == "masked" else "<s> $A",
+            special_tokens=[("<s>", vocabulary["<s>"]), ("</s>", vocabulary["</s>"])],
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        mask_token=AddedToken("<mask>", lstrip=True, special=True),
+        model_max_length=CONTEXT,
+    )
+
+
+def tiny_config(family: str, tied: bool = True) -> PreTrainedConfig:
+    """The configuration of :func:`tiny_model`."""
+    ids = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
+    common: dict[str, Any] = {
+        "vocab_size": len(tiny_tokenizer()),
+        "initializer_range": 0.2,  # large enough for losses that differ from the uniform one
+        "tie_word_embeddings": tied,
+        **ids,
+    }
+    layers: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    if family in ("llama", "qwen2", "phi"):
+        config_class = {"llama": LlamaConfig, "qwen2": Qwen2Config, "phi": PhiConfig}[family]
+        return config_class(
+            **common, **layers, num_key_value_heads=1, intermediate_size=32, max_position_embeddings=CONTEXT
+        )
+    if family == "opt":
+        common["init_std"] = common.pop("initializer_range")
+        return OPTConfig(
+            **common, **layers, ffn_dim=32, word_embed_proj_dim=16, max_position_embeddings=CONTEXT
+        )
+    if family == "gpt2":
+        return GPT2Config(**common, n_embd=16, n_layer=2, n_head=2, n_positions=CONTEXT)
+    if family == "roberta":
+        return RobertaConfig(
+            **common, **layers, intermediate_size=32, max_position_embeddings=CONTEXT + 2, type_vocab_size=1
+        )
+    raise ValueError(f"unknown family {family!r}; known: {', '.join(FAMILIES)}")
+
+
+def tiny_model(family: str, tied: bool = True, seed: int = 0) -> PreTrainedModel:
+    """A random model of one of :data:`FAMILIES` in evaluation mode, float32."""
+    model_class = {
+        "llama": LlamaForCausalLM,
+        "qwen2": Qwen2ForCausalLM,
+        "opt": OPTForCausalLM,
+        "gpt2": GPT2LMHeadModel,
+        "phi": PhiForCausalLM,
+        "roberta": RobertaForMaskedLM,
+    }[family]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return model_class(tiny_config(family, tied)).eval()
+
+
+def save_tiny(family: str, folder: str | Path, tied: bool = True, seed: int = 0) -> Path:
+    """Write the model and its tokenizer to ``folder`` in the layout that ``from_pretrained`` reads."""
+    tiny_model(family, tied, seed).save_pretrained(folder)
+    tiny_tokenizer("masked" if family == "roberta" else "causal").save_pretrained(folder)
+    return Path(folder)
