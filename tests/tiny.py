@@ -114,7 +114,7 @@ def tiny_model(family: str, tied: bool = True, seed: int = 0) -> PreTrainedModel
         "roberta": RobertaForMaskedLM,
     }[family]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         return model_class(tiny_config(family, tied)).eval()
 
 
