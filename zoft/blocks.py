@@ -84,9 +84,7 @@ class Blocks(Sequence[Block]):
             UsageError: nothing is trainable, or a parameter is on the meta device (an offloaded
                 module), where there are no values to perturb.
         """
-        embeddings = {
-            id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)
-        }
+        embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
         blocks: list[Block] = []
         taken: set[str] = set()
         for full_name, parameter in model.named_parameters():
@@ -103,9 +101,7 @@ class Blocks(Sequence[Block]):
             taken.add(name)
             blocks.append(Block(len(blocks), name, parameter, id(parameter) in embeddings))
         if not blocks:
-            raise UsageError(
-                "the model has no trainable parameter", "Set requires_grad on what shall be trained."
-            )
+            raise UsageError("the model has no trainable parameter", "Set requires_grad on what shall be trained.")
         return cls(blocks)
 
     @overload

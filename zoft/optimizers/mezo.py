@@ -1,0 +1,23 @@
+"""MeZO."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from zoft.optimizers.base import ZOOptimizer
+
+
+class MeZO(ZOOptimizer):
+    """ZO-SGD: SPSA with the direction regenerated from its key.
+
+    z = u, θ ← θ − η·(c·z + λ·θ) with c = (L(θ + εz) − L(θ − εz)) / (2ε). With ``directions`` = n the
+    mean of c_k·z_k over n directions (n-SPSA, 2n forwards).
+
+    Cost: 2 forwards a step, no state.
+
+    Reference: Malladi et al., "Fine-Tuning Language Models with Just Forward Passes", arXiv
+    2305.17333, Algorithm 1.
+    """
+
+    name: ClassVar[str] = "mezo"
+    paper: ClassVar[str] = "arXiv 2305.17333"

@@ -1,0 +1,32 @@
+"""ZO Fine-tuner, the learned method."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import model_validator
+
+from zoft.optimizers.base import ZOOptimizer
+
+
+class ZOFinetuner(ZOOptimizer):
+    """SPSA whose perturbation scale σ_i of every block comes from learned networks.
+
+    z_i = ν·σ_i·u_i with σ_i from the block's PertNN and ν such that the perturbation keeps the norm of
+    plain N(0, I); θ_i ← θ_i − η·c·z_i. So σ enters the effective step squared.
+
+    It differs from MeZO in the tuner alone, and every other method takes a tuner too.
+
+    Cost: 2 forwards a step, 4 bytes a block and 8 for the last losses.
+
+    Reference: Zhang et al., "Learning a Zeroth-Order Optimizer for Fine-Tuning LLMs", arXiv 2510.00419.
+    """
+
+    name: ClassVar[str] = "zo-finetuner"
+    paper: ClassVar[str] = "arXiv 2510.00419"
+
+    @model_validator(mode="after")
+    def _has_tuner(self) -> ZOFinetuner:
+        if self.tuner is None:
+            raise ValueError("the method zo-finetuner needs a tuner; give one with tuner= or --tuner")
+        return self

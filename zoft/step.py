@@ -1,0 +1,242 @@
+"""One zeroth-order step: the one place that sequences perturbed evaluations, the update and the state."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from zoft.blocks import Block, Blocks
+from zoft.noise import Key, Noise, Span, rounding_bits, spans
+from zoft.objective import Objective
+from zoft.perturb import Perturber
+
+#: A method's state: a flat mapping of names to tensors, so that any format can store it.
+State = dict[str, Tensor]
+
+#: Averages a list of losses over the processes of a distributed run.
+Reduce = Callable[[list[float]], list[float]]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What was measured along one direction; with the state before it, it determines the update.
+
+    Attributes:
+        key: which direction.
+        loss_plus: loss at θ + εz.
+        loss_minus: loss at θ − εz.
+        epsilon: the perturbation scale ε.
+        loss_zero: loss at θ, for methods that measure it.
+    """
+
+    key: Key
+    loss_plus: float
+    loss_minus: float
+    epsilon: float
+    loss_zero: float | None = None
+
+    @property
+    def projected_gradient(self) -> float:
+        """c = (L+ − L−) / (2ε), in float64."""
+        return (self.loss_plus - self.loss_minus) / (2 * self.epsilon)
+
+    @property
+    def finite(self) -> bool:
+        """Whether every measured loss is finite."""
+        return all(map(math.isfinite, (self.loss_plus, self.loss_minus, self.loss_zero or 0.0)))
+
+
+#: A direction's raw noise u over a span, and what was measured along it.
+Draw = tuple[Tensor, Probe]
+
+
+class Method(Protocol):
+    """What a step asks of a method; ``zoft.optimizers.ZOOptimizer`` has the defaults.
+
+    Attributes:
+        epsilon: the perturbation scale ε.
+        directions: how many directions a step averages over.
+        needs_loss_zero: whether the loss at θ is measured too.
+    """
+
+    @property
+    def epsilon(self) -> float: ...
+    @property
+    def directions(self) -> int: ...
+    @property
+    def needs_loss_zero(self) -> bool: ...
+
+    def begin(self, state: State, blocks: Blocks) -> None:
+        """Prepare ``state`` for this step's directions."""
+
+    def direction(self, state: State, span: Span, noise: Tensor) -> Tensor:
+        """z over ``span`` from u; may overwrite and return ``noise``."""
+
+    def update(self, state: State, span: Span, theta: Tensor, draws: Sequence[Draw], lr: float) -> Tensor:
+        """Increment of θ over ``span``, float32; updates the span's part of ``state``."""
+
+    def end(self, state: State, probes: Sequence[Probe]) -> None:
+        """Note what was measured, once the update is done."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step did.
+
+    Attributes:
+        probes: one a direction.
+        skipped: whether nothing was updated, because a loss was not finite.
+        forwards: evaluations of the objective, audits included.
+    """
+
+    probes: tuple[Probe, ...]
+    skipped: bool
+    forwards: int
+
+    @property
+    def loss(self) -> float:
+        """Mean of the losses at θ ± εz: what a step knows of the loss without another forward."""
+        return sum(p.loss_plus + p.loss_minus for p in self.probes) / (2 * len(self.probes))
+
+    @property
+    def projected_gradient(self) -> float:
+        """Mean c over the directions."""
+        return sum(p.projected_gradient for p in self.probes) / len(self.probes)
+
+
+def zo_step(
+    method: Method,
+    state: State,
+    blocks: Blocks,
+    perturber: Perturber,
+    objective: Objective,
+    noise: Noise,
+    key: Key,
+    lr: float | Callable[[Block], float],
+    reduce: Reduce | None = None,
+) -> StepResult:
+    """Measure along ``method.directions`` directions, then update θ and ``state`` in one pass.
+
+    Args:
+        key: seed and step; the draw counts the directions.
+        lr: learning rate η, or one for every block. Where it is 0, θ keeps its bits.
+        reduce: averages losses over processes; every process must hold the same θ and state.
+
+    Returns:
+        The measurements. If one is not finite, θ is untouched and ``skipped`` is set.
+    """
+    calls = objective.calls
+    method.begin(state, blocks)
+    probes = _measure(method, state, perturber, objective, noise, key, reduce)
+    forwards = objective.calls - calls
+    if not all(probe.finite for probe in probes):
+        return StepResult(probes, True, forwards)
+    with uninterrupted():
+        apply_update(method, state, blocks, noise, probes, lr)
+    return StepResult(probes, False, forwards)
+
+
+def apply_update(
+    method: Method,
+    state: State,
+    blocks: Blocks,
+    noise: Noise,
+    probes: Sequence[Probe],
+    lr: float | Callable[[Block], float],
+) -> None:
+    """The update that ``probes`` determine: θ and ``state`` after the step, without a forward pass."""
+    for block in blocks:
+        rate = lr(block) if callable(lr) else lr
+        values = block.parameter.data
+        flat = values if values.is_contiguous() else values.contiguous()
+        for span in spans(block):
+            draws = [(noise(probe.key, span, values.device), probe) for probe in probes]
+            theta = span.of(flat)
+            change = method.update(state, span, theta, draws, rate)
+            if rate:
+                _add(theta, change, probes[0].key, span)
+        if flat is not values:
+            values.copy_(flat)
+    method.end(state, probes)
+
+
+def _measure(
+    method: Method,
+    state: State,
+    perturber: Perturber,
+    objective: Objective,
+    noise: Noise,
+    key: Key,
+    reduce: Reduce | None,
+) -> tuple[Probe, ...]:
+    losses: list[float] = [objective()] if method.needs_loss_zero else []
+    for draw in range(method.directions):
+        for sign in (1.0, -1.0):
+            scale = sign * method.epsilon
+
+            def shift(span: Span, draw: int = draw, scale: float = scale) -> Tensor:
+                u = noise(key._replace(draw=draw), span, span.block.parameter.device)
+                return method.direction(state, span, u).mul_(scale)
+
+            losses.append(perturber.evaluate(shift, objective))
+    if reduce is not None:
+        losses = reduce(losses)
+    zero = losses.pop(0) if method.needs_loss_zero else None
+    return tuple(
+        Probe(key._replace(draw=draw), losses[2 * draw], losses[2 * draw + 1], method.epsilon, zero)
+        for draw in range(method.directions)
+    )
+
+
+def _add(theta: Tensor, change: Tensor, key: Key, span: Span) -> None:
+    """θ += change; below float32 by stochastic rounding, so that small changes survive on average."""
+    if theta.dtype in (torch.float32, torch.float64):
+        theta.add_(change)
+    else:
+        theta.copy_(stochastic_round(theta.float() + change, theta.dtype, rounding_bits(key, span, theta.device)))
+
+
+def stochastic_round(values: Tensor, dtype: torch.dtype, bits: Tensor) -> Tensor:
+    """Round float32 ``values`` to one of the two neighbours in ``dtype``, equal to them in expectation.
+
+    Args:
+        values: float32, any shape.
+        dtype: torch.bfloat16 or torch.float16.
+        bits: integers 0..65535 of the same shape, uniform and independent.
+    """
+    near = values.to(dtype)
+    error = values - near.float()
+    # The neighbour on the other side of the value: one more or one less in the magnitude's bits.
+    pattern = near.view(torch.int16)
+    outward = (error > 0) == (near > 0)
+    step = torch.where(outward, 1, -1).to(torch.int16)
+    smallest = torch.where(error > 0, 1, torch.iinfo(torch.int16).min + 1).to(torch.int16)
+    other = torch.where(near == 0, smallest, pattern + step).view(dtype)
+    gap = (other.float() - near.float()).abs()
+    threshold = (error.abs() / gap).mul_(65536.0)
+    take_other = (error != 0) & (bits.to(torch.float32) < threshold)
+    return torch.where(take_other, other, near)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Within: Ctrl-C waits until the end, so that an update is done wholly or not at all."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pending: list[Any] = []
+    previous = signal.signal(signal.SIGINT, lambda number, frame: pending.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+        if pending and callable(previous):
+            previous(*pending[0])

@@ -1,0 +1,77 @@
+"""Which row of a tuner belongs to which block of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from zoft.blocks import Block, Blocks, canonical_name
+from zoft.errors import IncompatibleError
+
+
+@dataclass(frozen=True)
+class Match:
+    """A tuner's rows for a model.
+
+    Attributes:
+        rows: for every block of the model, in order, its row in the tuner.
+        notes: what differs without harm, one sentence each.
+    """
+
+    rows: tuple[int, ...]
+    notes: tuple[str, ...]
+
+
+def match(names: Sequence[str], shapes: Sequence[Sequence[int]], model: nn.Module) -> Match:
+    """Match a tuner's rows with a model's blocks.
+
+    Raises:
+        IncompatibleError: a block of the model has no row, a row has no parameter in the model, or a
+            shape differs by more than a resized vocabulary.
+    """
+    blocks = Blocks.of(model)
+    row_of = {name: row for row, name in enumerate(names)}
+    everything = {canonical_name(name) for name, _ in model.named_parameters(remove_duplicate=False)}
+    extra = [block.name for block in blocks if block.name not in row_of]
+    missing = [name for name in names if name not in everything]
+    differing = [b for b in blocks if b.name in row_of and list(shapes[row_of[b.name]]) != list(b.shape)]
+    resized = _resized_vocabulary(differing, row_of, shapes)
+    misshapen = [] if resized else differing
+    if extra or missing or misshapen:
+        problems = [f"{name}: not in the tuner" for name in extra]
+        problems += [f"{name}: not in the model" for name in missing]
+        problems += [f"{b.name}: {_of(shapes[row_of[b.name]])} in the tuner, {_of(b.shape)} here" for b in misshapen]
+        matching = len(blocks) - len(extra) - len(misshapen)
+        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+        raise IncompatibleError(
+            f"the tuner is for another base: {matching} of {len(blocks)} blocks match; "
+            + "; ".join(problems[:3])
+            + more,
+            "Use a tuner learned on this model's base, or meta-train one.",
+        )
+    return Match(tuple(row_of[block.name] for block in blocks), (resized,) if resized else ())
+
+
+def _resized_vocabulary(
+    differing: Sequence[Block], row_of: dict[str, int], shapes: Sequence[Sequence[int]]
+) -> str | None:
+    """A note if every differing block is a table or head whose vocabulary changed, all alike."""
+    changes = set()
+    for block in differing:
+        before, after = list(shapes[row_of[block.name]]), list(block.shape)
+        if len(before) != len(after) or before[1:] != after[1:]:
+            return None
+        changes.add((before[0], after[0]))
+    if len(changes) != 1 or not any(block.is_embedding for block in differing):
+        return None
+    ((before_rows, after_rows),) = changes
+    return (
+        f"the model's vocabulary has {after_rows} entries, the tuner's base had {before_rows}: "
+        f"the same networks serve {', '.join(block.name for block in differing)}"
+    )
+
+
+def _of(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape)) or "scalar"

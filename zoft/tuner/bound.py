@@ -1,0 +1,64 @@
+"""A tuner bound to a model's blocks: the part that a running method uses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from zoft.blocks import Block, Blocks
+from zoft.step import Probe, State
+from zoft.tuner.features import FeatureConstants, block_statistics, features
+from zoft.tuner.normalization import NormalizationConfig, effective_sizes, normalization
+from zoft.tuner.pertnn import PertNN
+
+_SIGMA, _SCALE, _LOSSES = "tuner/sigma", "tuner/scale", "tuner/losses"
+
+
+@dataclass(frozen=True, eq=False)
+class BoundTuner:
+    """PertNNs in the order of a model's blocks.
+
+    Attributes:
+        network: the PertNNs, one row a block.
+        constants: of the standardised features.
+        normalization: how ν comes about.
+        batch_size: examples a step, which the effective size of embeddings depends on.
+        notes: what binding had to note, such as a resized vocabulary.
+    """
+
+    network: PertNN
+    constants: FeatureConstants
+    normalization: NormalizationConfig
+    batch_size: int = 16
+    notes: tuple[str, ...] = ()
+
+    def init(self, blocks: Blocks) -> State:
+        """σ = 1 and losses 0 before the first step, float32 on the CPU."""
+        count = len(blocks)
+        return {_SIGMA: torch.ones(count), _SCALE: torch.ones(count), _LOSSES: torch.zeros(2)}
+
+    def sigma(self, statistics: Tensor, losses: Tensor, previous: Tensor) -> Tensor:
+        """σ [B] from block statistics [B, 2], the last losses [2] and the last σ [B]; differentiable."""
+        kind = self.network.config.features
+        return self.network(features(kind, self.constants, statistics, losses, previous))
+
+    def begin(self, state: State, blocks: Blocks) -> None:
+        """The step's σ and ν·σ from the blocks as they are now."""
+        with torch.no_grad():
+            sigma = self.sigma(block_statistics(blocks), state[_LOSSES], state[_SIGMA])
+            sizes = effective_sizes(blocks, self.batch_size, self.normalization)
+            state[_SIGMA].copy_(sigma)
+            state[_SCALE].copy_(normalization(sigma, sizes, self.normalization) * sigma)
+
+    def scale(self, state: State, block: Block) -> float:
+        """ν·σ_i of this step."""
+        return float(state[_SCALE][block.index])
+
+    def end(self, state: State, probes: Sequence[Probe]) -> None:
+        """Keep the losses, averaged over the directions, for the next step's σ."""
+        count = len(probes)
+        plus, minus = sum(p.loss_plus for p in probes) / count, sum(p.loss_minus for p in probes) / count
+        state[_LOSSES].copy_(torch.tensor([plus, minus]))
