@@ -1,0 +1,232 @@
+"""Describe the offline tasks on the embedded base: what is known, what can be learned, how hard by ZO.
+
+    python benchmarks/tasks_table.py [--tasks NAME,...] [--base DIR]
+
+Writes docs/tasks.json and docs/tasks.md. With --tasks only the named rows are measured anew.
+
+For every task: zero-shot loss and metric on the test split; the same after first-order fine-tuning
+(AdamW, learning rate chosen on the validation split); and, at the base's weights over the whole
+training split, |g|^2, tr(H) (Hutchinson: one Rademacher probe for each batch, Hessian-vector products
+by double backward) and g'Hg. Their quotient |g|^2 tr(H) / g'Hg is how much more one step along the true
+gradient gains than one step along an isotropic direction, each at its own best step size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import platform
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from zoft.tasks.lm import LMTask
+from zoft.tasks.offline import OFFLINE_TASKS, OfflineTask
+
+ROOT = Path(__file__).resolve().parents[1]
+BASE = ROOT / "zoft" / "assets" / "base"
+COMMAND = "python benchmarks/tasks_table.py"
+
+RATES = (1e-3, 3e-4, 2e-3)
+STEPS = 600
+CHECK = 50
+BATCH = 32
+ENOUGH = 0.98
+PROBES = 2
+PROBE_BATCH = 20
+
+
+def chance(task: OfflineTask) -> float:
+    """Expected metric of a blind guess: one of the candidates, or the commonest training answer."""
+    test = task.examples("test")
+    if task.kind != "completion":
+        return sum(1 / len(example.candidates) for example in test) / len(test)
+    answers = [example.candidates[0] for example in task.examples("train")]
+    commonest = max(sorted(set(answers)), key=answers.count).strip()
+    return sum(commonest in example.references for example in test) / len(test)
+
+
+def fine_tune(model: nn.Module, task: LMTask, metric: str) -> dict[str, Any]:
+    """Test loss and metric of the best of ``RATES``; later ones are tried only if none was enough."""
+    best: dict[str, Any] = {"validation": -1.0}
+    for rate in RATES:
+        tuned = copy.deepcopy(model)
+        optimizer = torch.optim.AdamW(tuned.parameters(), lr=rate, weight_decay=0.01)
+        for step, batch in zip(range(1, STEPS + 1), task.train_batches(BATCH, seed=0), strict=False):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * (1 - step / (STEPS + 1))
+            loss = task.loss(tuned, batch)
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(tuned.parameters(), 1.0)
+            optimizer.step()
+            if step % CHECK == 0:
+                found = task.evaluate(tuned, "validation")[metric]
+                if found > best["validation"]:
+                    test = task.evaluate(tuned, "test")
+                    best = {
+                        "validation": found,
+                        "lr": rate,
+                        "steps": step,
+                        "loss": test["loss"],
+                        "metric": test[metric],
+                    }
+                if found >= ENOUGH:
+                    return best
+    return best
+
+
+def training_batches(task: LMTask, size: int) -> Iterator[tuple[Any, float]]:
+    """The training split once, in order, in batches with their share of the whole."""
+    examples = task.dataset("train")
+    for first in range(0, len(examples), size):
+        members = examples[first : first + size]
+        yield task.collate(members), len(members) / len(examples)
+
+
+def hessian_product(loss: Tensor, parameters: list[nn.Parameter], vector: list[Tensor]) -> Tensor:
+    """vector' H vector of one batch's loss."""
+    gradient = torch.autograd.grad(loss, parameters, create_graph=True)
+    along = sum((one * other).sum() for one, other in zip(gradient, vector, strict=True))
+    product = torch.autograd.grad(along, parameters)
+    return sum((one.double() * other.double()).sum() for one, other in zip(product, vector, strict=True))
+
+
+def curvature(model: nn.Module, task: LMTask) -> dict[str, float]:
+    """|g|^2, tr(H) with its standard error, and g'Hg over the training split."""
+    parameters = list(model.parameters())
+    gradient = [torch.zeros_like(value) for value in parameters]
+    for batch, share in training_batches(task, 100):
+        found = torch.autograd.grad(task.loss(model, batch), parameters)
+        for total, value in zip(gradient, found, strict=True):
+            total.add_(value, alpha=share)
+    squared = sum(float(value.double().square().sum()) for value in gradient)
+    along, trace = 0.0, []
+    generator = torch.Generator().manual_seed(0)
+    unit = [value / math.sqrt(squared) for value in gradient]
+    for batch, share in training_batches(task, 100):
+        along += share * float(hessian_product(task.loss(model, batch), parameters, unit))
+    for _ in range(PROBES):
+        for batch, _share in training_batches(task, PROBE_BATCH):
+            signs = [
+                torch.randint(0, 2, value.shape, generator=generator).to(value.dtype).mul_(2).sub_(1)
+                for value in parameters
+            ]
+            trace.append(float(hessian_product(task.loss(model, batch), parameters, signs)))
+    mean = sum(trace) / len(trace)
+    error = math.sqrt(sum((value - mean) ** 2 for value in trace) / (len(trace) - 1) / len(trace))
+    return {
+        "gradient_squared": squared,
+        "trace": mean,
+        "trace_standard_error": error,
+        "gradient_curvature": along,
+        "gain": mean / along,
+        "examples": len(task.dataset("train")),
+    }
+
+
+def measure(base: Path, text_task: OfflineTask) -> dict[str, Any]:
+    """One row of the table."""
+    started = time.monotonic()
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    model = AutoModelForCausalLM.from_pretrained(base, attn_implementation="eager").eval()
+    task = LMTask(text_task, tokenizer)
+    zero_shot = task.evaluate(model, "test")
+    row = {
+        "task": text_task.name,
+        "role": text_task.role,
+        "kind": text_task.kind,
+        "metric": text_task.metric,
+        "chance": chance(text_task),
+        "zero_shot": {"loss": zero_shot["loss"], "metric": zero_shot[text_task.metric]},
+        "curvature": curvature(model, task),
+        "first_order": fine_tune(model, task, text_task.metric),
+        "longest": max(example.length for example in task.dataset("test")),
+    }
+    row["seconds"] = round(time.monotonic() - started, 1)
+    return row
+
+
+def page(result: dict[str, Any]) -> str:
+    """docs/tasks.md from docs/tasks.json."""
+    record = result["base"]
+    rows = [
+        "| task | role | kind | chance | zero-shot | loss | first-order | loss | tr(H) | \\|g\\|² | gain |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        bent, zero, first = row["curvature"], row["zero_shot"], row["first_order"]
+        rows.append(
+            f"| {row['task']} | {row['role']} | {row['kind']} | {row['chance']:.1%} | {zero['metric']:.1%} "
+            f"| {zero['loss']:.3f} | {first['metric']:.1%} | {first['loss']:.3f} "
+            f"| {bent['trace']:.0f} ± {bent['trace_standard_error']:.0f} | {bent['gradient_squared']:.2f} "
+            f"| {bent['gain']:.1f} |"
+        )
+    described = [f"- **{task.name}**: {' '.join((task.__doc__ or '').split())}" for task in OFFLINE_TASKS]
+    high = sum(row["curvature"]["gain"] >= 20 for row in result["rows"])
+    return "\n".join(
+        [
+            "# The offline tasks",
+            "",
+            f"Generated by `{COMMAND}`; do not edit. Base: `zoft/assets/base`, "
+            f"{record['parameters']:,} parameters, {record['steps']:,} steps, "
+            f"sha256 `{record['sha256'][:16]}`.",
+            "",
+            *rows,
+            "",
+            "Accuracy, or exact match for completions, on the 500 test examples. Chance: a blind guess among "
+            "the candidates, or always the commonest training answer. First-order: AdamW on the 1,000 training "
+            f"examples, at most {STEPS} steps of {BATCH}, the best of the learning rates "
+            f"{', '.join(f'{rate:g}' for rate in RATES)} on the 300 validation examples (a later rate is "
+            f"tried only if no earlier one reached {ENOUGH:.0%}).",
+            "",
+            "Gain: |g|² tr(H) / gᵀHg at the base's weights, how much more one step along the true gradient "
+            "lowers the loss than one along an isotropic direction, each at its best step size. g and gᵀHg "
+            "are of the whole training split (1,000 examples), tr(H) is a Hutchinson estimate over it with its "
+            f"standard error. It is at least 20 on {high} of {len(result['rows'])} tasks.",
+            "",
+            "## What each asks",
+            "",
+            *described,
+            "",
+        ]
+    )
+
+
+def main() -> None:
+    """Measure, merge with the rows at hand, and write both files."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--tasks", help="names, separated by commas (default: all)")
+    parser.add_argument("--base", type=Path, default=BASE, help="folder of the base (default %(default)s)")
+    parser.add_argument("--output-dir", type=Path, default=ROOT / "docs", help="default %(default)s")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    target = options.output_dir / "tasks.json"
+    kept = {row["task"]: row for row in json.loads(target.read_text())["rows"]} if target.exists() else {}
+    names = options.tasks.split(",") if options.tasks else [task.name for task in OFFLINE_TASKS]
+    record = json.loads((options.base / "make_base.json").read_text(encoding="utf-8"))
+    for text_task in OFFLINE_TASKS:
+        if text_task.name in names:
+            kept[text_task.name] = measure(options.base, text_task())
+            print(json.dumps(kept[text_task.name]), flush=True)
+    result = {
+        "command": COMMAND,
+        "base": record,
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+        "rows": [kept[task.name] for task in OFFLINE_TASKS if task.name in kept],
+    }
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    (options.output_dir / "tasks.md").write_text(page(result), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
