@@ -183,11 +183,9 @@ def load_model(
         if commit and not resolved.is_local:
             options["revision"] = commit  # so that weights and tokenizer are of the same commit
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
-        # Building the model draws random numbers, although the checkpoint replaces them all.
-        with torch.random.fork_rng(devices=[]):
-            model, report = auto.from_pretrained(
-                source, config=config, dtype=wanted, use_safetensors=True, output_loading_info=True, **options
-            )
+        model, report = auto.from_pretrained(
+            source, config=config, dtype=wanted, use_safetensors=True, output_loading_info=True, **options
+        )
         model = model.to(target).eval()
     except ZoftError:
         raise

@@ -40,8 +40,8 @@ class LMTask:
 
     **Metric.** ``accuracy``: how often the right candidate has the highest score. ``exact_match``: how
     often greedy continuation gives one of the references. Where the task's answers end in a line break
-    (so that the model learns to stop), the stripped text before the first line break must be a reference;
-    where they do not, the stripped continuation must begin with one, as whole words.
+    (so that the model learns to stop), the stripped continuation up to a line break must be a reference;
+    where they do not, it must begin with one, as whole words.
 
     A causal model runs one row for each candidate, and one row for all the single-token candidates of an
     example together; only the logits at the candidates' positions are computed. A masked model sees the
@@ -188,17 +188,17 @@ class LMTask:
         continued = greedy(model, batch, longest, self.tokenizer.eos_token_id)
         texts = self.tokenizer.batch_decode(continued, skip_special_tokens=True)
         examples = self.text_task.examples(split)
-        return sum(
-            _answers(text, examples[member.index]) for member, text in zip(members, texts, strict=True)
-        )
+        return sum(_answers(text, examples[member.index]) for member, text in zip(members, texts, strict=True))
 
 
 def _answers(text: str, example: Example) -> bool:
     """Whether the continuation ``text`` gives one of the references of ``example``."""
     references = {reference.strip() for reference in example.references or example.candidates}
+    text = text.strip()
     if example.candidates[example.label].endswith("\n"):
-        return text.strip().split("\n")[0].strip() in references
-    return any(re.match(re.escape(reference) + r"(?!\w)", text.strip()) for reference in references)
+        lines = text.split("\n")
+        return any("\n".join(lines[: ref.count("\n") + 1]).strip() == ref for ref in references)
+    return any(re.match(re.escape(ref) + r"(?!\w)", text) for ref in references)
 
 
 def _epochs(count: int, seed: int, epoch: int) -> Iterator[int]:

@@ -35,18 +35,14 @@ def token_log_likelihoods(model: nn.Module, batch: Mapping[str, Tensor]) -> tupl
     """Log-likelihood of every candidate token: float32 [B, C, K], and bool [B, C, K], where there is one."""
     targets, rows = batch["targets"], batch["rows"]
     width = targets.shape[-1]
-    logits = (
-        _masked_logits(model, batch) if "mask_at" in batch else _last_logits(model, batch, width)
-    ).float()
+    logits = (_masked_logits(model, batch) if "mask_at" in batch else _last_logits(model, batch, width)).float()
     present = targets != ABSENT
     positions = torch.arange(width, device=targets.device)
     chosen = logits[rows[:, :, None], positions, targets.masked_fill(~present, 0)]
     return chosen - logits.logsumexp(-1)[rows], present
 
 
-def greedy(
-    model: nn.Module, batch: Mapping[str, Tensor], max_new_tokens: int, eos_id: int | None
-) -> list[list[int]]:
+def greedy(model: nn.Module, batch: Mapping[str, Tensor], max_new_tokens: int, eos_id: int | None) -> list[list[int]]:
     """Continue every row of a left-padded batch by its most likely tokens.
 
     Keys and values of earlier tokens are reused where the model gives them.
