@@ -174,6 +174,11 @@ class Rademacher(Noise):
 NOISES: dict[str, type[Noise]] = {kind.name: kind for kind in (GaussianTable, Rademacher)}
 
 
+def working_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of directions, updates and state for parameters of ``dtype``: float32 or wider."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def get_noise(name: str, keep_bytes: int = 0) -> Noise:
     """The noise of that name.
 

@@ -65,6 +65,7 @@ class Perturber:
         self._kept: dict[int, Tensor] = {}
         self._open: Counter[int] = Counter()
         self._ran: set[int] = set()
+        self._active = False
 
     @property
     def read_elsewhere(self) -> list[str]:
@@ -78,8 +79,9 @@ class Perturber:
         Raises:
             RuntimeError: evaluations may not be nested.
         """
-        if self._kept or self._open:
+        if self._active:
             raise RuntimeError("perturbed evaluations of one model cannot be nested")
+        self._active = True
         self._ran.clear()
         handles: list[Any] = []
         try:
@@ -96,6 +98,7 @@ class Perturber:
             self._open.clear()
             for index in list(self._kept):
                 self._put_back(index)
+            self._active = False
 
     def evaluate(self, shift: Shift, objective: Callable[[], _Result]) -> _Result:
         """``objective()`` at θ + ``shift``, audited: never with a parameter silently left unshifted.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from zoft.blocks import Block, Blocks
-from zoft.noise import Key, Noise, Span, rounding_bits, spans
+from zoft.noise import Key, Noise, Span, rounding_bits, spans, working_dtype
 from zoft.objective import Objective
 from zoft.perturb import Perturber
 
@@ -158,7 +158,7 @@ def apply_update(
         values = block.parameter.data
         flat = values if values.is_contiguous() else values.contiguous()
         for span in spans(block):
-            draws = [(noise(probe.key, span, values.device), probe) for probe in probes]
+            draws = [(raw_noise(noise, probe.key, span), probe) for probe in probes]
             theta = span.of(flat)
             change = method.update(state, span, theta, draws, rate)
             if rate:
@@ -166,6 +166,12 @@ def apply_update(
         if flat is not values:
             values.copy_(flat)
     method.end(state, probes)
+
+
+def raw_noise(noise: Noise, key: Key, span: Span) -> Tensor:
+    """u over ``span`` on the block's device: float32, or float64 where the block is."""
+    parameter = span.block.parameter
+    return noise(key, span, parameter.device).to(working_dtype(parameter.dtype))
 
 
 def _measure(
@@ -183,7 +189,7 @@ def _measure(
             scale = sign * method.epsilon
 
             def shift(span: Span, draw: int = draw, scale: float = scale) -> Tensor:
-                u = noise(key._replace(draw=draw), span, span.block.parameter.device)
+                u = raw_noise(noise, key._replace(draw=draw), span)
                 return method.direction(state, span, u).mul_(scale)
 
             losses.append(perturber.evaluate(shift, objective))

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from zoft.blocks import Blocks
-from zoft.noise import Span
+from zoft.noise import Span, working_dtype
 from zoft.optimizers.base import ZOOptimizer
 from zoft.step import Draw, State
 
@@ -44,7 +44,9 @@ class HiZOO(ZOOptimizer):
     def init(self, blocks: Blocks) -> State:
         """H = 1 for every entry, float32."""
         hessians = {
-            _slot(block.name): torch.ones(block.shape, dtype=torch.float32, device=block.parameter.device)
+            _slot(block.name): torch.ones(
+                block.shape, dtype=working_dtype(block.parameter.dtype), device=block.parameter.device
+            )
             for block in blocks
         }
         return {**super().init(blocks), **hessians}
