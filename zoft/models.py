@@ -350,6 +350,8 @@ def _explained(error: Exception, name: str, resolved: ResolvedModel) -> ZoftErro
             f"{where} is not in the local cache, and the Hub cannot be reached",
             "Check the connection (and that HF_HUB_OFFLINE is not set), or give a local ./folder.",
         )
+    if text.startswith("Unrecognized model"):
+        text = "it has no config.json that names a known type of model"
     return ArtifactError(f"{where} cannot be loaded: {text}", "Give a repository with safetensors weights.")
 
 

@@ -134,7 +134,7 @@ class _Maker:
         key = _key(label)
         if key not in self.texts:
             cause = unknown("label", key, self.texts)
-            raise UsageError(f"{row.where}: {cause}", "Correct the row, or give all the labels.")
+            raise UsageError(f"{row.where}: {cause}", "Correct the row, or map every label to its text.")
         return Example(prompt, self.candidates, self.candidates.index(self.texts[key]))
 
     def _kind(self, row: Row) -> str:

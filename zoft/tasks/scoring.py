@@ -51,6 +51,7 @@ def greedy(model: nn.Module, batch: Mapping[str, Tensor], max_new_tokens: int, e
         for each row at most ``max_new_tokens`` tokens, ending before the end-of-sequence token.
     """
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids")}
+    reusable = {"past_key_values", "use_cache"} <= _accepted(model)
     cache: Any = None
     produced: list[Tensor] = []
     ended = torch.zeros(len(inputs["input_ids"]), dtype=torch.bool, device=inputs["input_ids"].device)
@@ -60,7 +61,7 @@ def greedy(model: nn.Module, batch: Mapping[str, Tensor], max_new_tokens: int, e
             fed = {name: value[:, -1:] for name, value in inputs.items() if name != "attention_mask"}
             fed = {**fed, "attention_mask": inputs["attention_mask"], "past_key_values": cache}
         output = _call(model, fed, use_cache=True, logits_to_keep=1)
-        cache = getattr(output, "past_key_values", None)
+        cache = getattr(output, "past_key_values", None) if reusable else None
         following = output.logits[:, -1].argmax(-1)
         produced.append(following)
         ended |= following == (ABSENT if eos_id is None else eos_id)
