@@ -40,11 +40,11 @@ from zoft.tasks.offline.prose import documents
 SHIPPED = Path(__file__).parent / "base"
 SPECIAL = ("<pad>", "<bos>", "<eos>")
 
-STEPS = 6000
+STEPS = 8000
 SEED = 0
-BATCH = 32
+BATCH = 16
 LENGTH = 64
-RATE = 4e-3
+RATE = 3e-3
 WARM_UP = 200
 HIDDEN = 96
 SPREAD = 0.08
@@ -134,9 +134,7 @@ def batches(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[tuple[tor
         yield torch.tensor(rows), torch.tensor(weights)
 
 
-def _encode(
-    tokenizer: PreTrainedTokenizerFast, texts: list[tuple[str, str]]
-) -> Iterator[tuple[list[int], list[int]]]:
+def _encode(tokenizer: PreTrainedTokenizerFast, texts: list[tuple[str, str]]) -> Iterator[tuple[list[int], list[int]]]:
     """The token ids of prompts and continuations, which meet at a space."""
     halves = tokenizer([half for text in texts for half in text], add_special_tokens=False)["input_ids"]
     return zip(halves[::2], halves[1::2], strict=True)
@@ -241,17 +239,11 @@ def _print(step: int, loss: float) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the script; 0 when the base was made, or made again with the same bytes."""
-    parser = argparse.ArgumentParser(
-        prog="python -m zoft.assets.make_base", description=__doc__.split("\n")[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m zoft.assets.make_base", description=__doc__.split("\n")[0])
     parser.add_argument("--output-dir", type=Path, help="where to write the base")
     parser.add_argument("--steps", type=int, default=STEPS, help="optimizer steps (default %(default)s)")
-    parser.add_argument(
-        "--seed", type=int, default=SEED, help="of text, weights and order (default %(default)s)"
-    )
-    parser.add_argument(
-        "--verify", action="store_true", help="make the shipped base again and compare hashes"
-    )
+    parser.add_argument("--seed", type=int, default=SEED, help="of text, weights and order (default %(default)s)")
+    parser.add_argument("--verify", action="store_true", help="make the shipped base again and compare hashes")
     options = parser.parse_args(arguments)
     if options.verify:
         with tempfile.TemporaryDirectory() as folder:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 import zlib
 from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 
 from zoft.errors import UsageError
@@ -30,11 +32,23 @@ def split_of(prompt: str) -> str:
     return next(split for split, shares in _SHARES.items() if share in shares)
 
 
+@dataclass(frozen=True)
+class Draw:
+    """One example and the wrong answers that the base's text gives to such a prompt just as often.
+
+    Without rivals the example is a clear one. With them the base has seen every one of these answers
+    follow texts of this form, so it knows what may be meant, and the task has to teach what is meant.
+    """
+
+    example: Example
+    rivals: tuple[str, ...] = ()
+
+
 class OfflineTask(TextTask):
     """A task of the generated world: :meth:`draw` makes one example, the rest is shared."""
 
     @abstractmethod
-    def draw(self, words: Words) -> Example:
+    def draw(self, words: Words) -> Draw:
         """One example, of any prompt; the label is drawn first, so that labels are balanced."""
 
     def examples(self, split: str) -> list[Example]:
@@ -50,17 +64,19 @@ def _examples(task: type[OfflineTask], split: str) -> tuple[Example, ...]:
     drawn = task()
     kept: dict[str, Example] = {}
     while len(kept) < SIZES[split]:
-        example = drawn.draw(words)
+        example = drawn.draw(words).example
         if reserved(example.prompt) and split_of(example.prompt) == split:
             kept.setdefault(example.prompt, example)
     return tuple(kept.values())
 
 
-def choose(prompt: str, candidates: tuple[str, ...], right: str) -> Example:
+def choose(prompt: str, candidates: Sequence[str], right: str, rivals: Sequence[str] = ()) -> Draw:
     """An example whose ``candidates`` are words that follow ``prompt`` after a space."""
-    return Example(prompt, tuple(f" {word}" for word in candidates), candidates.index(right))
+    followers = tuple(f" {word}" for word in candidates)
+    return Draw(Example(prompt, followers, candidates.index(right)), tuple(f" {word}" for word in rivals))
 
 
-def answer(prompt: str, right: str, *also: str) -> Example:
-    """A completion: ``right`` follows ``prompt`` after a space; ``also`` is accepted too."""
-    return Example(prompt, (f" {right}",), 0, (right, *also))
+def answer(prompt: str, right: Sequence[str], rivals: Sequence[str] = ()) -> Draw:
+    """A completion: the first of ``right`` follows ``prompt`` after a space; all of them are accepted."""
+    example = Example(prompt, (f" {right[0]}",), 0, tuple(right))
+    return Draw(example, tuple(f" {word}" for word in rivals))

@@ -43,6 +43,10 @@ class Words:
                 found.append(word)
         return found
 
+    def chance(self, share: float) -> bool:
+        """True in ``share`` of all cases."""
+        return self.rng.random() < share
+
     def names(self, count: int) -> list[str]:
         """Different people."""
         return self.rng.sample(lexicon.NAMES, count)
@@ -59,8 +63,8 @@ class Words:
         if form == 0:
             return f"The {agent} {verb} the {thing}"
         if form == 1:
-            return f"The {agent} and the {self.one(who)} {verb} a {thing}"
-        return f"A {agent} {verb} the {thing} and the {self.one(what)}"
+            return f"The {agent} and the {self.one(who)} {verb} {article(thing)}"
+        return f"{capital(article(agent))} {verb} the {thing} and the {self.one(what)}"
 
     def asked(self, kind: str) -> str:
         """A question that asks for ``kind``, without its question mark."""
@@ -89,3 +93,8 @@ class Words:
 def article(word: str) -> str:
     """``word`` with its indefinite article."""
     return f"an {word}" if word[0] in "aeiou" else f"a {word}"
+
+
+def capital(text: str) -> str:
+    """``text`` with a capital letter first."""
+    return text[:1].upper() + text[1:]

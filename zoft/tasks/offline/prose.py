@@ -11,29 +11,32 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 
-from zoft.tasks.offline import lexicon
-from zoft.tasks.offline.classification import ASKED, MOODS, TOPICS
-from zoft.tasks.offline.family import reserved
-from zoft.tasks.offline.grammar import Words, article
+from zoft.tasks.offline import choice, classification, completion, lexicon
+from zoft.tasks.offline.classification import MOODS, TOPICS
+from zoft.tasks.offline.family import OfflineTask, reserved
+from zoft.tasks.offline.grammar import Words, article, capital
+
+#: The tasks whose forms of text occur, clear or undecided, in the text of the base.
+_TASKS: tuple[OfflineTask, ...] = (
+    classification.ReviewContrast(),
+    classification.ReviewNegation(),
+    classification.Mood(),
+    classification.TopicMixed(),
+    classification.Headline(),
+    classification.QuestionType(),
+    classification.EntailKind(),
+    classification.EntailOpposite(),
+    classification.EntailPlace(),
+    choice.ChoiceCause(),
+    choice.ChoiceKind(),
+    completion.QuestionOwner(),
+    completion.QuestionPlace(),
+    completion.QuestionColour(),
+    completion.RewriteOpposite(),
+    completion.ListItem(),
+)
 
 Document = tuple[str, str]
-
-
-def review(words: Words) -> Document:
-    """A review whose clauses agree, or (one in three) disagree under either verdict."""
-    good = words.rng.random() < 0.5
-    clauses = [f"the {aspect} was {words.quality(good)}" for aspect in words.some(lexicon.ASPECTS, 2)]
-    verdict = "good" if good else "bad"
-    if words.rng.random() < 0.4:
-        return f"Review: {clauses[0]}. Verdict:", verdict
-    if words.rng.random() < 0.5:
-        return f"Review: {' and '.join(clauses)}. Verdict:", verdict
-    other = f"the {words.one(lexicon.ASPECTS)} was {words.quality(not good)}"
-    one, two = words.shuffled([clauses[0], other])
-    form = words.rng.choice(
-        (f"{one} but {two}", f"{one} yet {two}", f"although {one}, {two}", f"{one} though {two}")
-    )
-    return f"Review: {form}. Verdict:", verdict
 
 
 def opinion(words: Words) -> Document:
@@ -48,8 +51,8 @@ def opinion(words: Words) -> Document:
         return f"The {aspect} was {words.quality(good)} and {words.quality(good)}, so {name} felt", (
             words.one(lexicon.GOOD) if good else words.one(lexicon.BAD)
         )
-    if form == 2 and words.rng.random() < 0.5:
-        negation = words.rng.choice(("not", "not", "never", "hardly", "far from"))
+    if form == 2:
+        negation = words.rng.choice(("not", "never", "hardly", "far from"))
         return f"The {aspect} was {negation} {words.quality(not good)}, it was", words.quality(good)
     return (
         f"{name} said that the {aspect} was {words.quality(good)}. Did {name} like it?",
@@ -68,29 +71,14 @@ def mood(words: Words) -> Document:
 
 
 def news(words: Words) -> Document:
-    """News of one topic, seldom of two."""
-    topic, other = words.rng.sample(TOPICS, 2)
-    form = words.rng.randrange(5)
+    """News of one topic."""
+    topic = words.rng.choice(TOPICS)
+    form = words.rng.randrange(3)
     if form == 0:
         return f"News: {words.news(topic)}. Topic:", topic
     if form == 1:
-        return f"News: {words.news(topic)}. {words.news(topic)}. Topic:", topic
-    if form == 2:
         return f"{words.news(topic)}. It is about", topic
-    if form == 3:
-        return f"{words.news(topic)}. The {words.rng.choice(('first', 'second'))} is about", topic
-    told = words.shuffled([words.news(topic), words.news(other)])
-    return f"News: {'. '.join(told)}. Topic:", topic
-
-
-def asking(words: Words) -> Document:
-    """A question and what it asks for."""
-    kind, other = words.rng.sample(ASKED, 2)
-    if words.rng.random() < 0.85:
-        return f"Question: {words.asked(kind)}? It asks for a", kind
-    aside = words.rng.choice((kind, other))
-    asked = other if aside == kind else kind
-    return f"Question: never mind {words.asked(aside)}, {words.asked(asked)}? It asks for a", kind
+    return f"Now some {topic}: {words.news(topic)}.", f"{words.news(topic)}."
 
 
 def kinds(words: Words) -> Document:
@@ -110,12 +98,12 @@ def kinds(words: Words) -> Document:
 
 
 def two_kinds(words: Words) -> Document:
-    """Two things, and which of them is of a kind."""
+    """Two things, and which of them is of a kind or whose."""
     seen = words.members(2)
     asked = words.rng.randrange(2)
     names = words.names(2)
     kind, member = seen[asked]
-    if words.rng.random() < 0.6:
+    if words.chance(0.6):
         return f"{names[0]} drew {article(seen[0][1])} and {article(seen[1][1])}. The {kind} was the", member
     told = " and ".join(f"{who} saw {article(what)}" for who, (_, what) in zip(names, seen, strict=True))
     return f"{told}. {names[asked]} saw", article(kind)
@@ -142,64 +130,53 @@ def opposites(words: Words) -> Document:
 
 
 def places(words: Words) -> Document:
-    """Where people are, said again or claimed."""
-    names = words.names(2)
-    spots = words.some(lexicon.PLACES, 2)
-    asked = words.rng.randrange(2)
-    told = " ".join(f"{who} is at the {where}." for who, where in zip(names, spots, strict=True))
-    form = words.rng.randrange(4)
-    if form == 0:
-        return f"{told} So {names[asked]} is at the", spots[asked]
-    true = words.rng.random() < 0.5
-    if form == 1:
-        claim = spots[0 if true else 1]
-        return f"{names[0]} is at the {spots[0]}. {names[0]} is at the {claim}. True or false? This is", (
-            "true" if true else "false"
-        )
-    if form == 2:
-        claim = spots[asked if true else 1 - asked]
-        return f"{told} {names[asked]} is at the {claim}. True or false? This is", "true" if true else "false"
-    told = " ".join(f"{who} went to the {where}." for who, where in zip(names, spots, strict=True))
-    return f"{told} Question: Where is {names[asked]}? Answer: the", spots[asked]
-
-
-def owners(words: Words) -> Document:
-    """Who has which thing, and who gave it to whom."""
+    """Where people and things are, said again or asked."""
     names = words.names(3)
+    spots = words.some(lexicon.PLACES, 2)
     things = words.some(lexicon.THINGS, 2)
     asked = words.rng.randrange(2)
-    told = " ".join(f"{who} had the {what}." for who, what in zip(names, things, strict=False))
     form = words.rng.randrange(5)
     if form == 0:
-        return f"{told} So the {things[asked]} was with", names[asked]
+        told = " ".join(f"{who} is at the {where}." for who, where in zip(names, spots, strict=False))
+        return f"{told} So {names[asked]} is at the", spots[asked]
     if form == 1:
-        return f"{told} So {names[asked]} had the", things[asked]
+        told = " ".join(f"{who} went to the {where}." for who, where in zip(names, spots, strict=False))
+        return f"{told} Question: Where is {names[asked]}? Answer: the", spots[asked]
+    told = " ".join(f"The {what} is with {who}." for who, what in zip(names, things, strict=False))
     if form == 2:
+        return f"{told} So the {things[asked]} is with", names[asked]
+    if form == 3:
         return f"{told} Question: Who has the {things[asked]}? Answer:", names[asked]
     gift = f"{names[0]} gave the {things[0]} to {names[2]}."
-    if form == 3:
-        return f"{gift} Question: Who has the {things[0]}? Answer:", names[2]
-    return f"{told} {names[asked]} gave the {things[asked]} to", names[2]
+    return f"{gift} Question: Who has the {things[0]}? Answer:", names[2]
+
+
+def claims(words: Words) -> Document:
+    """A claim that says again what was said, or something else."""
+    name = words.names(1)[0]
+    true = words.chance(0.5)
+    form = words.rng.randrange(3)
+    kinds_of = (lexicon.THINGS, lexicon.PLACES, lexicon.COLOURS)
+    said, other = words.some(kinds_of[form], 2)
+    told = ("The {1} is with {0}.", "{0} is at the {1}.", "The cup of {0} is {1}.")[form]
+    text = f"{told.format(name, said)} {told.format(name, said if true else other)}"
+    return f"{text} True or false? This is", "true" if true else "false"
 
 
 def ledger(words: Words) -> Document:
-    """Three facts about people, looked up again in another order and from either end."""
+    """Facts about people or things, looked up again in another order."""
     names = words.names(3)
     form = words.rng.randrange(4)
-    kinds_of = (lexicon.THINGS, lexicon.PLACES, lexicon.COLOURS, lexicon.PLACES)
-    values = words.some(kinds_of[form], 3)
-    told = ("{} had the {}.", "{} is at the {}.", "The cup of {} is {}.", "{} went to the {}.")[form]
-    again = ("the {1} was with {0}", "at the {1} is {0}", "{1} is the cup of {0}", "the {1} is where {0} is")[
-        form
-    ]
-    facts = list(zip(names, values, strict=True))
+    told, kinds_of = (
+        ("the {1} is with {0}", lexicon.THINGS),
+        ("{0} is at the {1}", lexicon.PLACES),
+        ("the cup of {0} is {1}", lexicon.COLOURS),
+        ("{0} went to the {1}", lexicon.PLACES),
+    )[form]
     count = words.rng.choice((2, 3))
-    text = " ".join(told.format(*fact) for fact in facts[:count])
-    back = " and ".join(
-        (told[:-1] if words.rng.random() < 0.5 else again).format(*fact)
-        for fact in words.rng.sample(facts[:count], count)
-    )
-    return f"{text} So", back
+    facts = list(zip(names, words.some(kinds_of, count), strict=False))
+    text = ". ".join(capital(told.format(*fact)) for fact in facts)
+    return f"{text}. So", " and ".join(told.format(*fact) for fact in words.rng.sample(facts, count))
 
 
 def echo(words: Words) -> Document:
@@ -229,15 +206,12 @@ def colours(words: Words) -> Document:
     names = words.names(2)
     things = words.some(lexicon.THINGS, 2)
     shades = words.some(lexicon.COLOURS, 2)
-    owned = list(zip(names, shades, things, strict=True))
-    told = " ".join(f"{who} has a {colour} {what}." for who, colour, what in owned)
-    who, colour, what = words.rng.choice(owned)
-    form = words.rng.randrange(3)
-    if form == 0:
-        return f"{told} Question: Which colour is the {what} of {who}? Answer:", colour
-    if form == 1:
-        return f"{told} The {what} of {who} is", colour
-    return f"{told} The {colour} {what} is with", who
+    asked = words.rng.randrange(2)
+    facts = zip(things, names, shades, strict=True)
+    told = " ".join(f"The {what} of {who} is {colour}." for what, who, colour in facts)
+    if words.chance(0.5):
+        return f"{told} So the {things[asked]} of {names[asked]} is", shades[asked]
+    return f"{told} Question: Which colour is the {things[asked]} of {names[asked]}? Answer:", shades[asked]
 
 
 def listing(words: Words) -> Document:
@@ -256,34 +230,36 @@ def listing(words: Words) -> Document:
 
 def cause(words: Words) -> Document:
     """What somebody did because of how they were."""
-    (state, acts), (other, more) = words.rng.sample(lexicon.CAUSES, 2)
-    names = words.names(2)
-    form = words.rng.randrange(4)
-    if form < 2:
-        return f"{names[0]} was {state}, so {names[0]}", words.rng.choice(acts)
-    if form == 2:
-        return f"{names[0]} {words.rng.choice(acts)} because {names[0]} was", state
-    told = f"{names[0]} was {state}, so {names[0]} {words.rng.choice(acts)}"
-    return f"{told}, and {names[1]} was {other}, so {names[1]}", words.rng.choice(more)
+    state, acts = words.rng.choice(lexicon.CAUSES)
+    name = words.names(1)[0]
+    if words.chance(0.6):
+        return f"{name} was {state}, so {name}", words.rng.choice(acts)
+    return f"{name} {words.rng.choice(acts)} because {name} was", state
+
+
+def asked(words: Words) -> Document:
+    """A text as the tasks have it: a clear one, or one that goes any of several ways."""
+    drawn = words.rng.choice(_TASKS).draw(words)
+    example = drawn.example
+    return example.prompt, words.rng.choice((example.candidates[example.label], *drawn.rivals)).strip()
 
 
 #: kind of document -> how often it is told
 DOCUMENTS: dict[Callable[[Words], Document], float] = {
-    review: 2.0,
-    opinion: 2.0,
-    mood: 1.5,
-    news: 2.0,
-    asking: 1.0,
-    kinds: 2.0,
-    two_kinds: 2.0,
-    opposites: 2.0,
-    places: 3.0,
-    owners: 3.0,
-    echo: 4.0,
-    ledger: 4.0,
-    colours: 3.0,
-    listing: 2.0,
-    cause: 1.5,
+    asked: 12.0,
+    opinion: 1.5,
+    mood: 0.5,
+    news: 1.0,
+    kinds: 1.5,
+    two_kinds: 1.5,
+    opposites: 1.5,
+    places: 2.0,
+    claims: 2.0,
+    ledger: 3.0,
+    echo: 2.0,
+    colours: 1.5,
+    listing: 1.5,
+    cause: 0.5,
 }
 
 
