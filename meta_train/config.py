@@ -1,0 +1,138 @@
+"""What meta-training can be told, and its named recipes."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from zoft.config import Config, read_yaml, unknown
+from zoft.errors import UsageError
+from zoft.noise import NOISES, GaussianTable
+from zoft.tuner.normalization import NormalizationConfig
+from zoft.tuner.pertnn import NetworkConfig
+
+_FOLDER = Path(__file__).parent / "configs"
+
+#: Fields that may differ between a run and its continuation: they change no number.
+INCIDENTAL = ("save_every", "log_every", "keep_noise_mib")
+
+
+class MetaTrainConfig(Config):
+    """How a tuner is learned. The defaults are those of the recipe ``default``."""
+
+    steps: int = Field(800, ge=1, description="Meta-training steps, over all tasks together.")
+    batch_size: int = Field(16, ge=1, description="Examples a minibatch.")
+    epsilon: float = Field(1e-3, gt=0, allow_inf_nan=False, description="Perturbation scale ε.")
+    seed: int = Field(0, ge=0, description="Seed of the networks, the data order, the task order and the noise.")
+    noise: str = Field(GaussianTable.name, description="Kind of noise.")
+    network: NetworkConfig = Field(NetworkConfig(), description="What the PertNNs are.")
+    normalization: NormalizationConfig = Field(NormalizationConfig(), description="How ν comes about.")
+    normalization_gradient: Literal["constant", "differentiable"] = Field(
+        "differentiable",
+        description="Whether the meta-gradient takes ν as a constant, as published, or flows through it.",
+    )
+    recurrent_gradient: bool = Field(
+        True, description="Whether the meta-gradient flows through the σ that one lookahead step feeds to the next."
+    )
+    lookahead_steps: int = Field(4, ge=1, description="Fine-tuning steps K that the meta-loss looks ahead.")
+    lookahead_lr: float = Field(
+        3e-3, gt=0, allow_inf_nan=False, description="Learning rate of the lookahead steps; best near MeZO's limit."
+    )
+    lookahead_batch: Literal["same", "fresh"] = Field(
+        "fresh",
+        description="One minibatch for the whole lookahead and the meta-loss, or a new one for each of them.",
+    )
+    meta_gradient: Literal["closed-form", "higher"] = Field(
+        "closed-form",
+        description="One backward pass reduced to scalars, or an unrolled graph (general, several times the memory).",
+    )
+    gradient_scale: Literal["none", "unit"] = Field(
+        "unit",
+        description="Leave the gradient with respect to σ as it is, or scale each step's to root mean square 1.",
+    )
+    inner: Literal["first-order", "zeroth-order"] = Field(
+        "zeroth-order",
+        description="What moves the weights between meta-steps: SGD with backpropagation, or the tuner's own step.",
+    )
+    inner_lr: float | None = Field(
+        4e-4,
+        ge=0,
+        allow_inf_nan=False,
+        description="Learning rate of the inner steps; empty: 0.01 with one task, 0.05 with several.",
+    )
+    inner_momentum: float = Field(0.8, ge=0, lt=1, description="Momentum of first-order inner steps.")
+    inner_schedule: Literal["constant", "linear"] = Field(
+        "constant", description="Inner learning rate: constant, or falling to 0 from each restart to the next."
+    )
+    clip: float | None = Field(
+        1.0, gt=0, allow_inf_nan=False, description="Largest gradient norm of first-order inner steps; empty: none."
+    )
+    restart_every: int | None = Field(
+        200, ge=1, description="Steps after which the weights go back to the base's; empty: never."
+    )
+    restart_sigma: bool = Field(True, description="Whether a restart also sets every task's last σ back to 1.")
+    task_order: Literal["round-robin", "shuffled"] = Field(
+        "round-robin", description="Order of the tasks in each round: as given, or shuffled by the seed."
+    )
+    network_optimizer: Literal["sgd", "adam"] = Field("adam", description="Optimizer of the PertNNs.")
+    network_lr: float | None = Field(
+        3e-3,
+        gt=0,
+        allow_inf_nan=False,
+        description="Learning rate of the PertNNs; empty: 0.1 with one task, 0.05 with several.",
+    )
+    network_schedule: Literal["constant", "linear", "cosine"] = Field(
+        "cosine", description="Learning rate of the PertNNs over the run: constant, or falling to 0."
+    )
+    accumulate: int = Field(1, ge=1, description="Meta-steps whose gradients are averaged for one network update.")
+    nonfinite_limit: int = Field(
+        10,
+        ge=1,
+        description="Non-finite meta-losses in a row before the weights go back to the base's; twice as many give up.",
+    )
+    save_every: int = Field(200, ge=1, description="Steps between checkpoints.")
+    log_every: int = Field(10, ge=1, description="Steps between reports.")
+    keep_noise_mib: int = Field(
+        64, ge=0, description="MiB for each lookahead step's noise, kept instead of made again; the same numbers."
+    )
+    recommended_lr: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="Learning rate to recommend in the tuner, if one is known."
+    )
+
+    @field_validator("noise")
+    @classmethod
+    def _known_noise(cls, value: str) -> str:
+        if value not in NOISES:
+            raise ValueError(unknown("noise kind", value, NOISES))
+        return value
+
+    def inner_rate(self, tasks: int) -> float:
+        """Learning rate of the inner steps with so many tasks (published: 0.01 for one, 0.05 for several)."""
+        return self.inner_lr if self.inner_lr is not None else (0.01 if tasks == 1 else 0.05)
+
+    def network_rate(self, tasks: int) -> float:
+        """Learning rate of the PertNNs with so many tasks (published: 0.1 for one, 0.05 for several)."""
+        return self.network_lr if self.network_lr is not None else (0.1 if tasks == 1 else 0.05)
+
+
+@cache
+def _recipes() -> dict[str, Path]:
+    return {file.stem: file for file in sorted(_FOLDER.glob("*.yaml"))}
+
+
+#: Every recipe's file by its name.
+RECIPES: dict[str, Path] = _recipes()
+
+
+def recipe(name: str = "default") -> dict[str, Any]:
+    """The values of a named recipe: what ``MetaTrainConfig.load(file, flags, base=...)`` starts from.
+
+    Raises:
+        UsageError: there is none of that name; the nearest ones are given.
+    """
+    if name not in RECIPES:
+        raise UsageError(unknown("recipe", name, RECIPES), "Give your own settings with --config FILE.yaml.")
+    return read_yaml(RECIPES[name])
