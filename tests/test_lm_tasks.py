@@ -127,6 +127,11 @@ def test_only_the_needed_logits_are_computed() -> None:
     batch = lm.collate(lm.dataset("train"))
     lm.loss(model, batch)
     assert widths == [1, batch["targets"].shape[-1]]
+    masked, lm = tiny_model("roberta"), LMTask(SINGLE, tiny_tokenizer("masked"), "masked")
+    masked.lm_head.dense.register_forward_pre_hook(lambda module, args: widths.append(args[0].shape[1]))
+    lm.loss(masked, lm.collate(lm.dataset("train")))
+    assert widths[2:] == [1]
+    assert masked(input_ids=torch.zeros(1, 5, dtype=torch.long)).logits.shape[1] == 5
 
 
 class Plain(nn.Module):
