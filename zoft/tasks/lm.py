@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoft.errors import UsageError
+from zoft.objective import evaluating
 from zoft.tasks.base import SPLITS, Example
 from zoft.tasks.encoding import Encoded, TextSource, check_lengths, collate, encode_causal, encode_masked
 from zoft.tasks.scoring import (
     candidate_scores,
     check_context,
-    evaluating,
     greedy,
     on_device,
     token_log_likelihoods,
@@ -152,7 +152,7 @@ class LMTask:
         losses, hits = 0.0, 0
         # Neighbours in length share a batch: less padding, the same result.
         ordered = sorted(examples, key=lambda example: (example.length, example.index))
-        with evaluating(model):
+        with torch.inference_mode(), evaluating(model):
             for first in range(0, len(ordered), batch_size):
                 members = ordered[first : first + batch_size]
                 batch = self.collate(members)

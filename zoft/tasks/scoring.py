@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -75,19 +74,6 @@ def greedy(model: nn.Module, batch: Mapping[str, Tensor], max_new_tokens: int, e
         inputs = {name: torch.cat([value, grown[name]], dim=1) for name, value in inputs.items()}
     tokens: list[list[int]] = torch.stack(produced, dim=1).tolist() if produced else [[] for _ in ended]
     return [row[: row.index(eos_id)] if eos_id in row else row for row in tokens]
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and inference mode; every module's own training flag is restored after it."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def on_device(batch: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
