@@ -91,9 +91,7 @@ def tiny_config(family: str, tied: bool = True) -> PreTrainedConfig:
         )
     if family == "opt":
         common["init_std"] = common.pop("initializer_range")
-        return OPTConfig(
-            **common, **layers, ffn_dim=32, word_embed_proj_dim=16, max_position_embeddings=CONTEXT
-        )
+        return OPTConfig(**common, **layers, ffn_dim=32, word_embed_proj_dim=16, max_position_embeddings=CONTEXT)
     if family == "gpt2":
         return GPT2Config(**common, n_embd=16, n_layer=2, n_head=2, n_positions=CONTEXT)
     if family == "roberta":
