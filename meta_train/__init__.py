@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from meta_train.checkpoint import progress as progress
     from meta_train.config import RECIPES as RECIPES
     from meta_train.config import MetaTrainConfig as MetaTrainConfig
     from meta_train.config import recipe as recipe
@@ -15,6 +16,7 @@ _LAZY = {
     "RECIPES": "meta_train.config",
     "MetaTrainConfig": "meta_train.config",
     "meta_train": "meta_train.loop",
+    "progress": "meta_train.checkpoint",
     "recipe": "meta_train.config",
 }
 

@@ -79,6 +79,15 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     return record
 
 
+def progress(folder: str | Path) -> tuple[int, bool]:
+    """How far the run in ``folder`` is: steps done (0 where there is no run), and whether it is finished."""
+    finished = read_finished(Path(folder))
+    if finished is not None:
+        return int(finished.get("steps", 0)), True
+    record = read_record(Path(folder))
+    return (0, False) if record is None else (int(record["done"]), False)
+
+
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """The tensors of the folder's checkpoint."""
     file = folder / CHECKPOINT_FILE

@@ -232,7 +232,7 @@ class _Run:
             return
         values = report.curve_scalars(self.curve[-self.config.log_every :], self.feed.names)
         rate = self.optimizer.rate(self.done - 1)
-        values |= {**report.sigma_scalars(self.blocks, scales), "network lr": rate}
+        values |= {**report.sigma_scalars(self.blocks, scales), "meta/network_lr": rate}
         self.reporter.scalars(self.done, values)
 
     def save(self) -> None:

@@ -18,7 +18,7 @@ _POINTS = 100
 
 
 class Reporter(Protocol):
-    """Where scalars go; ``None`` where nothing is to be reported."""
+    """Where scalars go, such as those of ``zoft.runs.reporters``."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Values by name, measured up to ``step`` (meta-steps done)."""
@@ -47,23 +47,28 @@ def sigma_scalars(blocks: Blocks, scales: Tensor) -> dict[str, float]:
     for block, value in zip(blocks, logs.tolist(), strict=True):
         groups.setdefault(group_of(block.name), []).append(value)
     values = {f"sigma/{name}": math.exp(sum(group) / len(group)) for name, group in groups.items()}
-    return {**values, "sigma spread": float(logs.std(correction=0))}
+    return {**values, "sigma/spread": float(logs.std(correction=0))}
 
 
 def curve_scalars(points: Sequence[tuple[int, float, float]], names: Sequence[str]) -> dict[str, float]:
-    """Means of (task, loss before, meta-loss) points since the last report, over all tasks and by task."""
+    """Means of (task, loss before, meta-loss) points since the last report, over all tasks and by task.
+
+    Returns:
+        ``meta/loss``, ``meta/loss_before``, ``meta/improvement`` (their difference; on other batches, and so
+        noisy, where every lookahead step has its own) and ``meta/loss/<task>``; empty if all were skipped.
+    """
     finite = [point for point in points if math.isfinite(point[2])]
     if not finite:
         return {}
     values = {
-        "loss": _mean([before for _, before, _ in finite]),
-        "meta-loss": _mean([after for _, _, after in finite]),
-        "improvement": _mean([before - after for _, before, after in finite]),
+        "meta/loss": _mean([after for _, _, after in finite]),
+        "meta/loss_before": _mean([before for _, before, _ in finite]),
+        "meta/improvement": _mean([before - after for _, before, after in finite]),
     }
     for index, name in enumerate(names):
         mine = [after for task, _, after in finite if task == index]
         if mine:
-            values[f"meta-loss/{name}"] = _mean(mine)
+            values[f"meta/loss/{name}"] = _mean(mine)
     return values
 
 
