@@ -26,7 +26,10 @@ SPLITS = ("train", "validation", "test")
 class Task(Protocol):
     """What meta-training, fine-tuning and comparisons need of a task."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """The task's name."""
+        ...
 
     def train_batches(self, batch_size: int, seed: int) -> Iterator[Any]:
         """Endless training batches in an order that is a pure function of ``seed``."""
