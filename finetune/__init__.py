@@ -1,1 +1,35 @@
-""""""
+"""Using a tuner or a baseline: ``finetune(...)``. Names are loaded when they are first used."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from finetune.config import FinetuneConfig as FinetuneConfig
+    from finetune.evaluate import EvaluateConfig as EvaluateConfig
+    from finetune.run import FinetuneResult as FinetuneResult
+    from finetune.run import finetune as finetune
+    from finetune.trainer import ZOTrainer as ZOTrainer
+    from finetune.trainer import ZOTrainerMixin as ZOTrainerMixin
+
+_LAZY = {
+    "EvaluateConfig": "finetune.evaluate",
+    "FinetuneConfig": "finetune.config",
+    "FinetuneResult": "finetune.run",
+    "ZOTrainer": "finetune.trainer",
+    "ZOTrainerMixin": "finetune.trainer",
+    "finetune": "finetune.run",
+}
+
+__all__ = sorted(_LAZY)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'finetune' has no attribute {name!r}")
+    return getattr(import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

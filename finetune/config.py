@@ -1,0 +1,175 @@
+"""What a fine-tuning run is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, TypeVar
+
+import torch
+from pydantic import Field, TypeAdapter, ValidationError, ValidationInfo, field_validator
+
+from zoft.config import Config, nearest, unknown
+from zoft.errors import UsageError
+from zoft.models import DTYPES, resolve_model
+from zoft.noise import NOISES
+from zoft.optimizers import OPTIMIZERS
+from zoft.tasks import get_task
+
+#: The method that a tuner brings along.
+LEARNED = "zo-finetuner"
+
+T = TypeVar("T")
+
+
+class DataConfig(Config):
+    """A model, and the task or the data set that it works on."""
+
+    model: str | None = Field(
+        None, description="Model: a local folder, user/repo on the Hub, or a short name such as zoft-base."
+    )
+    task: str | None = Field(None, description="Task, by its name.")
+    dataset: str | None = Field(
+        None, description="Data of one's own in place of a task: a file, a folder, or user/name on the Hub."
+    )
+    template: str | None = Field(None, description="The prompt over the data's columns, such as '{text} Sentiment:'.")
+    labels: list[str] | None = Field(None, description="The texts that stand for the data's labels, in their order.")
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="The data's names for text, prompt, label, candidates, completion."
+    )
+    max_length: int | None = Field(
+        None, ge=1, description="Longest sequence in tokens; the model's context length by default."
+    )
+    seed: int = Field(
+        0, ge=0, lt=2**32, description="Seed of everything that is drawn: splits, order of the data, directions."
+    )
+    dtype: str | None = Field(None, description="dtype of the weights; the checkpoint's by default.")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto is cuda where there is one.")
+    trust_remote_code: bool = Field(False, description="Allow Python code of the model's own repository to run.")
+
+    @property
+    def target(self) -> str:
+        """The device that ``device`` stands for."""
+        return ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
+
+    @field_validator("model")
+    @classmethod
+    def _known_model(cls, value: str | None) -> str | None:
+        if value is not None:
+            _or_value_error(lambda: resolve_model(value))
+        return value
+
+    @field_validator("task")
+    @classmethod
+    def _known_task(cls, value: str | None) -> str | None:
+        if value is not None:
+            _or_value_error(lambda: get_task(value))
+        return value
+
+    @field_validator("dtype")
+    @classmethod
+    def _known_dtype(cls, value: str | None) -> str | None:
+        if value is not None and value not in DTYPES:
+            raise ValueError(unknown("dtype", value, DTYPES))
+        return value
+
+
+class FinetuneConfig(DataConfig):
+    """Configuration of ``zoft finetune``. The model is the tuner's base by default."""
+
+    tuner: str | None = Field(None, description="Folder of a tuner; its sigma scale the method's directions.")
+    optimizer: str | None = Field(
+        None, description=f"Method, by its name; with a tuner {LEARNED} by default, otherwise it must be given."
+    )
+    hyper: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Hyper-parameters of the method; lr and epsilon are the tuner's recommended ones by default.",
+    )
+    steps: int = Field(1000, ge=1, description="Steps of the method.")
+    batch_size: int | None = Field(
+        None, ge=1, description="Examples a step, over all processes; the tuner's recommended size, or 16, by default."
+    )
+    accumulate: int = Field(1, ge=1, description="Parts that a step's batch is run in, to save memory.")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="Course of the learning rate over the steps."
+    )
+    warmup_steps: int = Field(0, ge=0, description="Steps in which the learning rate rises from 0.")
+    eval_every: int | None = Field(
+        None, ge=0, description="Steps between evaluations on the validation split; 0 is never, a tenth by default."
+    )
+    eval_limit: int | None = Field(1000, ge=1, description="Examples of a split used in an evaluation; none is all.")
+    save_every: int | None = Field(
+        None, ge=0, description="Steps between checkpoints; 0 is never, a tenth of the steps by default."
+    )
+    keep_checkpoints: int = Field(1, ge=1, description="Checkpoints that are kept, the latest ones.")
+    patience: int = Field(10, ge=1, description="Lost steps in a row (loss not finite, or exploded) that end the run.")
+    noise: str | None = Field(None, description="Kind of noise; the tuner's, or gaussian-table, by default.")
+    noise_cache: int = Field(
+        256, ge=0, description="MiB for keeping a step's noise instead of making it again; the bits are the same."
+    )
+    threads: int | None = Field(None, ge=1, description="Threads of torch on the CPU; torch's own choice by default.")
+    output_dir: str | None = Field(
+        None, description="Folder of the run; runs/<task>-<model>-<method>-<seed> by default."
+    )
+
+    @field_validator("optimizer")
+    @classmethod
+    def _known_optimizer(cls, value: str | None) -> str | None:
+        if value is not None and value not in OPTIMIZERS:
+            raise ValueError(unknown("optimizer", value, OPTIMIZERS))
+        return value
+
+    @field_validator("hyper")
+    @classmethod
+    def _known_hyper(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        if value and "optimizer" in info.data:
+            name = info.data["optimizer"] or (LEARNED if info.data.get("tuner") else None)
+            if name is not None:
+                return _or_value_error(lambda: checked_hyper(name, value))
+        return value
+
+    @field_validator("noise")
+    @classmethod
+    def _known_noise(cls, value: str | None) -> str | None:
+        if value is not None and value not in NOISES:
+            raise ValueError(unknown("noise kind", value, NOISES))
+        return value
+
+
+def checked_hyper(name: str, hyper: dict[str, Any]) -> dict[str, Any]:
+    """Hyper-parameters of the method ``name`` as numbers, whether or not it needs a tuner.
+
+    Raises:
+        UsageError: an unknown one, with the nearest, or a value out of range.
+    """
+    known = [key for key in OPTIMIZERS[name].model_fields if key != "tuner"]
+    problems = []
+    for key in hyper:
+        if key not in known:
+            others = [other for other, method in OPTIMIZERS.items() if key in method.model_fields and key != "tuner"]
+            where = f"it is one of {', '.join(others)}" if others else f"known: {', '.join(known)}"
+            close = nearest(key, known)
+            hint = f"did you mean {' or '.join(close)}?" if close and not others else where
+            problems.append(f"{name} has no hyper-parameter {key!r}; {hint}")
+    if problems:
+        raise UsageError("; ".join(problems))
+    checked: dict[str, Any] = {}
+    wrong = []
+    for key, value in hyper.items():
+        field = OPTIMIZERS[name].model_fields[key]
+        try:
+            adapter: TypeAdapter[Any] = TypeAdapter(Annotated[field.annotation, *field.metadata])  # type: ignore[arg-type]
+            checked[key] = adapter.validate_python(value)
+        except ValidationError as error:
+            message = error.errors()[0]["msg"]
+            wrong.append(f"{key}: {message[:1].lower()}{message[1:]} (given: {value!r})")
+    if wrong:
+        raise UsageError(f"{name}: " + "; ".join(wrong), "Correct the value.")
+    return checked
+
+
+def _or_value_error(check: Callable[[], T]) -> T:
+    """``check()``; pydantic collects ValueErrors of all fields, so that all are reported at once."""
+    try:
+        return check()
+    except UsageError as error:
+        raise ValueError(error.cause) from None

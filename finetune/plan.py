@@ -1,0 +1,127 @@
+"""A fine-tuning configuration with its defaults resolved: what a dry run shows."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.config import LEARNED, FinetuneConfig
+from zoft.errors import UsageError
+from zoft.models import LoadedModel
+from zoft.noise import GaussianTable
+from zoft.optimizers import OPTIMIZERS
+from zoft.tasks.base import Task
+from zoft.tuner import Tuner
+
+#: Examples a step where neither the user nor a tuner says.
+_BATCH_SIZE = 16
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A configuration with every default resolved, before any model is loaded.
+
+    Attributes:
+        config: no value in it is left to a default that depends on something else, output_dir included.
+        tuner: the tuner, or None.
+        sources: where lr, epsilon and batch size came from, in words.
+    """
+
+    config: FinetuneConfig
+    tuner: Tuner | None
+    sources: dict[str, str]
+
+    def describe(self) -> list[str]:
+        """One line for each value that came from elsewhere than the user."""
+        values = {**self.config.to_dict(), **self.config.hyper}
+        return [f"{name} {values[name]:g}: {source}" for name, source in self.sources.items()]
+
+
+def plan(
+    config: FinetuneConfig,
+    *,
+    model: LoadedModel | None = None,
+    task: Task | None = None,
+    tuner: Tuner | None = None,
+) -> Plan:
+    """Resolve what a configuration leaves open; objects in memory take the place of names in it.
+
+    Raises:
+        UsageError: something is missing or given twice; all such problems at once.
+        ArtifactError: the tuner cannot be read.
+    """
+    if tuner is None and config.tuner is not None:
+        tuner = Tuner.from_pretrained(Path(config.tuner).expanduser())
+    problems = _problems(config, model, task, tuner)
+    if problems:
+        raise UsageError("; ".join(cause for cause, _ in problems), " ".join(remedy for _, remedy in problems))
+    name = config.optimizer or LEARNED
+    sources: dict[str, str] = {}
+    hyper = dict(config.hyper)
+    for key in ("lr", "epsilon"):
+        hyper[key], sources[key] = _setting(key, hyper.get(key), tuner, OPTIMIZERS[name].model_fields[key].default)
+    batch_size, sources["batch_size"] = _setting("batch_size", config.batch_size, tuner, _BATCH_SIZE)
+    base = model.name if model is not None else config.model
+    if base is None and tuner is not None:
+        base = _base_of(tuner)
+    tenth = max(1, config.steps // 10)
+    resolved = {
+        "model": base,
+        "tuner": config.tuner,
+        "optimizer": name,
+        "hyper": hyper,
+        "batch_size": batch_size,
+        "noise": config.noise or (tuner.config.noise.kind if tuner is not None else GaussianTable.name),
+        "eval_every": tenth if config.eval_every is None else config.eval_every,
+        "save_every": tenth if config.save_every is None else config.save_every,
+        "device": config.target,
+        "output_dir": config.output_dir or _default_folder(config, name, base, task),
+    }
+    return Plan(config.model_copy(update=resolved), tuner, sources)
+
+
+def _problems(
+    config: FinetuneConfig, model: LoadedModel | None, task: Task | None, tuner: Tuner | None
+) -> list[tuple[str, str]]:
+    """What is missing or given twice: cause and remedy."""
+    problems = []
+    if config.optimizer is None and tuner is None:
+        others = ", ".join(name for name in OPTIMIZERS if name != LEARNED)
+        problems.append(("no method is given", f"Give --tuner FOLDER, or --optimizer with one of {others}."))
+    if config.optimizer == LEARNED and tuner is None:
+        problems.append((f"the method {LEARNED} needs a tuner", "Give one with --tuner."))
+    if model is None and config.model is None and (tuner is None or not _base_of(tuner)):
+        problems.append(("no model is given", "Give one with --model."))
+    data = [given for given in (task, config.task, config.dataset) if given is not None]
+    if not data:
+        problems.append(("no task is given", "Give one with --task, or your own data with --dataset."))
+    if len(data) > 1:
+        problems.append(("both a task and a data set are given", "Give one of the two."))
+    unused = [name for name in ("template", "labels", "columns") if getattr(config, name) and config.dataset is None]
+    if unused and data:
+        problems.append((f"{' and '.join(unused)} given without a data set", "Give them with --dataset only."))
+    return problems
+
+
+def _setting(key: str, given: Any, tuner: Tuner | None, default: Any) -> tuple[Any, str]:
+    """A value and where it is from."""
+    if given is not None:
+        return given, "as given"
+    recommended = getattr(tuner.config.recommended, key) if tuner is not None else None
+    if recommended is not None:
+        return recommended, "recommended by the tuner"
+    return default, "the default" if key == "batch_size" else "the method's default"
+
+
+def _base_of(tuner: Tuner) -> str:
+    name, revision = tuner.config.base_model_name_or_path, tuner.config.base_model_revision
+    return f"{name}@{revision}" if name and revision else name
+
+
+def _default_folder(config: FinetuneConfig, method: str, base: str | None, task: Task | None) -> str:
+    data = task.name if task is not None else config.task or Path(str(config.dataset)).name.partition(".")[0]
+    model = Path(str(base).partition("@")[0]).name
+    parts = [data, model, method, str(config.seed)]
+    return "runs/" + "-".join(re.sub(r"[^A-Za-z0-9._]+", "-", part).strip("-") for part in parts)

@@ -1,0 +1,116 @@
+"""What a checkpoint holds besides the weights, as safetensors and JSON: nothing in it is a pickle."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from zoft.errors import ArtifactError
+from zoft.optimizers import ZerothOrder
+
+OPTIMIZER_TENSORS, OPTIMIZER_JSON = "optimizer.safetensors", "optimizer.json"
+SCHEDULER_JSON = "scheduler.json"
+
+
+def save_optimizer(optimizer: ZerothOrder, folder: Path) -> None:
+    """Write the method's state, the step, the seed and the parameter groups."""
+    content = optimizer.state_dict()
+    mine = dict(content["zoft"])
+    tensors: dict[str, Tensor] = mine.pop("state")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / OPTIMIZER_TENSORS)
+    write_json(folder / OPTIMIZER_JSON, {"param_groups": content["param_groups"], "zoft": mine})
+
+
+def load_optimizer(optimizer: ZerothOrder, folder: Path) -> None:
+    """Go on from :func:`save_optimizer`, bit for bit.
+
+    Raises:
+        ArtifactError: a file is missing or damaged.
+        UsageError: it was saved by another method, noise or for another model.
+    """
+    content = read_json(folder / OPTIMIZER_JSON)
+    try:
+        tensors = load_file(folder / OPTIMIZER_TENSORS)
+    except (OSError, SafetensorError) as error:
+        raise _damaged(folder / OPTIMIZER_TENSORS, error) from None
+    if not {"param_groups", "zoft"} <= content.keys():
+        raise _damaged(folder / OPTIMIZER_JSON, "keys are missing")
+    optimizer.load_state_dict(
+        {"state": {}, "param_groups": content["param_groups"], "zoft": {**content["zoft"], "state": tensors}}
+    )
+
+
+def generator_states() -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The states of the global generators of Python, numpy and torch: tensors, and JSON-able values."""
+    version, internal, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    tensors = {
+        "torch": torch.random.get_rng_state(),
+        "numpy": torch.from_numpy(np.asarray(keys).astype(np.int64)),
+        "python": torch.tensor(internal, dtype=torch.int64),
+    }
+    if torch.cuda.is_available():
+        tensors |= {f"cuda/{index}": state for index, state in enumerate(torch.cuda.get_rng_state_all())}
+    values = {
+        "python": {"version": version, "gauss": gauss},
+        "numpy": {"name": name, "position": int(position), "has_gauss": int(has_gauss), "cached": float(cached)},
+    }
+    return tensors, values
+
+
+def set_generator_states(tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+    """Undo what happened to the global generators since :func:`generator_states`."""
+    python, numpy = values["python"], values["numpy"]
+    random.setstate((python["version"], tuple(tensors["python"].tolist()), python["gauss"]))
+    keys = tensors["numpy"].numpy().astype(np.uint32)
+    np.random.set_state((numpy["name"], keys, numpy["position"], numpy["has_gauss"], numpy["cached"]))
+    torch.random.set_rng_state(tensors["torch"])
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            if f"cuda/{index}" in tensors:
+                torch.cuda.set_rng_state(tensors[f"cuda/{index}"], index)
+
+
+def save_generators(folder: Path, rank: int) -> None:
+    """Write :func:`generator_states` of this process."""
+    tensors, values = generator_states()
+    save_file(tensors, folder / f"rng_{rank}.safetensors")
+    write_json(folder / f"rng_{rank}.json", values)
+
+
+def load_generators(folder: Path, rank: int) -> None:
+    """Read what :func:`save_generators` wrote; nothing where there was no such process."""
+    if (folder / f"rng_{rank}.json").is_file():
+        set_generator_states(load_file(folder / f"rng_{rank}.safetensors"), read_json(folder / f"rng_{rank}.json"))
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Write ``content``; floats come back with the same bits."""
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        ArtifactError: it is missing or damaged.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _damaged(file, error) from None
+    if not isinstance(content, dict):
+        raise _damaged(file, "not a JSON object")
+    return content
+
+
+def _damaged(file: Path, reason: object) -> ArtifactError:
+    return ArtifactError(f"cannot resume from {file}: {reason}", "Resume from another checkpoint, or start again.")

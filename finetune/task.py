@@ -1,0 +1,29 @@
+"""The task that a configuration names, for a model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from finetune.config import DataConfig
+from zoft.models import LoadedModel, context_length
+from zoft.tasks import get_task
+from zoft.tasks.dataset import load_dataset_task
+from zoft.tasks.lm import LMTask
+
+
+def language_task(config: DataConfig, loaded: LoadedModel) -> LMTask:
+    """The configuration's task, or its data set, for the model's tokenizer and within the model's context.
+
+    Raises:
+        ArtifactError: the data set cannot be had.
+        UsageError: rows that cannot be used; names the file and the row.
+    """
+    text_task: Any
+    if config.task is not None:
+        text_task = get_task(config.task)
+    else:
+        text_task = load_dataset_task(
+            str(config.dataset), config.template, config.labels, config.columns or None, seed=config.seed
+        )
+    limits = [limit for limit in (config.max_length, context_length(loaded.model)) if limit is not None]
+    return LMTask(text_task, loaded.tokenizer, loaded.kind, min(limits, default=None))

@@ -1,0 +1,416 @@
+"""transformers' Trainer with a zeroth-order step: checkpoints, schedules, callbacks and resume are Trainer's."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
+
+from finetune.batches import TaskBatches
+from finetune.state import (
+    OPTIMIZER_JSON,
+    SCHEDULER_JSON,
+    load_generators,
+    load_optimizer,
+    read_json,
+    save_generators,
+    save_optimizer,
+    write_json,
+)
+from zoft.errors import DivergedError, UsageError
+from zoft.objective import Objective
+from zoft.optimizers import ZerothOrder, ZOOptimizer
+from zoft.runs.reporters import Reporter
+from zoft.step import Reduce, StepResult
+from zoft.tasks.base import Task
+
+#: A loss this many times the first step's (or this many nats, where that was below 1) counts as lost.
+_EXPLODED = 5.0
+
+
+class _SteppedInTraining(ZerothOrder):
+    """A :class:`ZerothOrder` that the training step drives: Trainer's own ``step()`` does nothing more."""
+
+    def step(self, closure: Callable[[], Tensor | float] | None = None) -> float:  # type: ignore[override]
+        if closure is not None:
+            return super().step(closure)
+        return self.last.loss if self.last is not None else math.nan
+
+
+class ZOTrainerMixin:
+    """Makes any ``transformers.Trainer`` subclass train with a zeroth-order method.
+
+    Put it first: ``class MyZOTrainer(ZOTrainerMixin, MyTrainer)``. The loss is the subclass's
+    ``compute_loss``, in evaluation mode and without gradients. One step uses all micro-batches of
+    ``gradient_accumulation_steps`` and, with several processes, those of all of them; no gradient is
+    allocated and the model is not wrapped. Gradient clipping does not apply.
+
+    Args:
+        zo_method: the method; its ``lr`` is what the schedule scales (``args.learning_rate`` is not used).
+        zo_seed: seed of the directions; ``args.seed`` by default.
+        zo_noise: kind of noise.
+        zo_keep_bytes: see :class:`zoft.noise.Noise`.
+        zo_patience: so many lost steps in a row end the training. A lost step has a loss that is not
+            finite (it is skipped) or that is 5 times the first step's (or 5 nats, where that was below 1).
+
+    Attributes:
+        forwards: evaluations of the loss so far, each over all of a step's micro-batches.
+        skipped: steps so far that were skipped because a loss was not finite.
+        last: what the latest step measured, and ``last_lr``, its learning rate.
+
+    Raises:
+        UsageError: ``args`` ask for a gradient scaler, which has nothing to scale here.
+        DivergedError: from ``train``, after the checkpoint was written.
+    """
+
+    # What a Trainer has, for the type checker; the mixin's own state is set before Trainer's __init__.
+    args: Any
+    accelerator: Any
+    control: Any
+    state: Any
+    optimizer: Any
+    lr_scheduler: Any
+    model: Any
+
+    def __init__(
+        self,
+        *args: Any,
+        zo_method: ZOOptimizer,
+        zo_seed: int | None = None,
+        zo_noise: str = "gaussian-table",
+        zo_keep_bytes: int = 0,
+        zo_patience: int = 10,
+        **kwargs: Any,
+    ) -> None:
+        self.zo_method = zo_method
+        self.forwards = 0
+        self.skipped = 0
+        self.last: StepResult | None = None
+        self.last_lr = math.nan
+        self._zo_seed, self._zo_noise, self._zo_keep_bytes = zo_seed, zo_noise, zo_keep_bytes
+        self._zo_patience = zo_patience
+        self._lost_in_a_row = 0
+        self._first_loss: float | None = None
+        self._micro_batches: list[Any] = []
+        self._stop_requested = False
+        super().__init__(*args, **kwargs)
+        if self.args.fp16:
+            raise UsageError(
+                "fp16=True asks for a gradient scaler, and a zeroth-order step has no gradient to scale",
+                "Load the model in float16 instead.",
+            )
+        self.args.max_grad_norm = 0.0
+
+    def request_stop(self) -> None:
+        """End the training after the step that is running, with a checkpoint; on every process."""
+        self._stop_requested = True
+
+    @property
+    def stopped(self) -> bool:
+        """Whether :meth:`request_stop` ended the training."""
+        return self._stop_requested
+
+    # ---- what Trainer calls ----
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As Trainer's, but the model is never wrapped for gradients."""
+        super().create_accelerator_and_postprocess()  # type: ignore[misc]
+        self.args._n_gpu = min(self.args.n_gpu, 1)  # no DataParallel
+        prepare_model = self.accelerator.prepare_model
+        prepare_optimizer = self.accelerator.prepare_optimizer
+
+        def unwrapped(model: nn.Module, device_placement: bool | None = None, evaluation_mode: bool = False) -> Any:
+            return prepare_model(model, device_placement=device_placement, evaluation_mode=True)
+
+        def in_place(optimizer: Any, device_placement: bool | None = None) -> Any:
+            # The state is where it belongs; placing it would copy it.
+            return prepare_optimizer(optimizer, device_placement=False)
+
+        self.accelerator.prepare_model = unwrapped
+        self.accelerator.prepare_optimizer = in_place
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The method as a :class:`zoft.ZerothOrder`, which learning rate schedulers work on."""
+        if self.optimizer is None:
+            several = self.accelerator.num_processes > 1
+            self.optimizer = _SteppedInTraining(
+                self.model if model is None else model,
+                self.zo_method,
+                seed=self.args.seed if self._zo_seed is None else self._zo_seed,
+                noise=self._zo_noise,
+                keep_bytes=self._zo_keep_bytes,
+                reduce=self._over_processes() if several else None,
+            )
+        return self.optimizer
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """Collect the micro-batch; with the last one of a step, do the zeroth-order step.
+
+        Returns:
+            Mean loss at θ ± εz over the step's micro-batches, float32; 0 where the step is not due yet.
+        """
+        self._micro_batches.append(self._prepare_inputs(inputs))  # type: ignore[attr-defined]
+        if not self.accelerator.sync_gradients:
+            return torch.zeros((), device=self.args.device)
+        batches, self._micro_batches = self._micro_batches, []
+        # Losses that were divided by the step's number of items are summed, others are averaged.
+        weight = len(batches) if self._divided_by_items(num_items_in_batch) else 1
+
+        def loss(model: nn.Module, batch: Any) -> Tensor:
+            # compute_loss may remove entries from its batch, and it is called several times.
+            inputs = copy.copy(batch)
+            value = self.compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)  # type: ignore[attr-defined]
+            return value * weight
+
+        self.last_lr = float(self._zeroth_order.param_groups[0]["lr"])
+
+        self.last = result = self._zeroth_order.step_on(Objective(model, loss, batches))
+        self.forwards += result.forwards
+        self.skipped += result.skipped
+        self._watch(result.loss)
+        if self._stop_requested or self._lost_in_a_row >= self._zo_patience:
+            self.control.should_training_stop = self.control.should_save = True
+        return torch.tensor(result.loss, device=self.args.device, dtype=torch.float32)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As Trainer's.
+
+        Raises:
+            DivergedError: too many lost steps in a row; the checkpoint is written.
+        """
+        output = super().train(*args, **kwargs)  # type: ignore[misc]
+        if self._lost_in_a_row >= self._zo_patience:
+            raise DivergedError(
+                f"the loss was not finite, or more than {_EXPLODED:g} times the first, in {self._lost_in_a_row} "
+                f"steps in a row, up to step {self.state.global_step}, at learning rate {self.zo_method.lr:g}",
+                f"Use a smaller one, for instance {self.zo_method.lr / 2:g}.",
+            )
+        return output
+
+    def _divided_by_items(self, num_items_in_batch: Any) -> bool:
+        if num_items_in_batch is None:
+            return False
+        return bool(self.model_accepts_loss_kwargs or self.compute_loss_func is not None)  # type: ignore[attr-defined]
+
+    def _watch(self, loss: float) -> None:
+        """Count the lost steps in a row."""
+        if self._first_loss is None and math.isfinite(loss):
+            self._first_loss = loss
+        bound = _EXPLODED * max(abs(self._first_loss or 0.0), 1.0)
+        lost = not math.isfinite(loss) or loss > bound
+        self._lost_in_a_row = self._lost_in_a_row + 1 if lost else 0
+
+    @property
+    def _zeroth_order(self) -> ZerothOrder:
+        inner: ZerothOrder = getattr(self.optimizer, "optimizer", self.optimizer)
+        return inner
+
+    def _over_processes(self) -> Reduce:
+        """Averages losses over the processes in float64, and lets a stop reach all of them at the same step."""
+
+        def reduce(losses: list[float]) -> list[float]:
+            values = torch.tensor([*losses, float(self._stop_requested)], dtype=torch.float64)
+            mean = self.accelerator.reduce(values.to(self.accelerator.device), reduction="mean").tolist()
+            self._stop_requested = mean.pop() > 0
+            return [float(value) for value in mean]
+
+        return reduce
+
+    def _wrap_model(self, model: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+        return model
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> None:
+        """There is no gradient."""
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Operations of a step on ``inputs``: Trainer counts a forward and a backward, this counts the forwards."""
+        return super().floating_point_ops(inputs) * self.zo_method.forwards // 3  # type: ignore[misc]
+
+    # ---- checkpoints without pickles ----
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir)
+        save_optimizer(self._zeroth_order, folder)
+        schedule = self.lr_scheduler.state_dict()
+        counters = {
+            "forwards": self.forwards,
+            "skipped": self.skipped,
+            "lost_in_a_row": self._lost_in_a_row,
+            "first_loss": self._first_loss,
+        }
+        write_json(folder / SCHEDULER_JSON, {"scheduler": schedule, "counters": counters})
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        folder = Path(checkpoint)
+        if not (folder / OPTIMIZER_JSON).is_file():
+            raise UsageError(f"{folder} has no {OPTIMIZER_JSON}", "Resume from a checkpoint of a zeroth-order run.")
+        load_optimizer(self._zeroth_order, folder)
+        content = read_json(folder / SCHEDULER_JSON)
+        self.lr_scheduler.load_state_dict(content["scheduler"])
+        counters = content["counters"]
+        self.forwards, self.skipped = counters["forwards"], counters["skipped"]
+        self._lost_in_a_row, self._first_loss = counters["lost_in_a_row"], counters["first_loss"]
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        save_generators(Path(output_dir), self.args.process_index)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            load_generators(Path(checkpoint), self.args.process_index)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)  # type: ignore[misc]
+        folder = Path(output_dir if output_dir is not None else self.args.output_dir)
+        if self.args.should_save:
+            (folder / "training_args.bin").unlink(missing_ok=True)
+            write_json(folder / "training_args.json", json.loads(self.args.to_json_string()))
+
+
+class ZOTrainer(ZOTrainerMixin, Trainer):
+    """transformers' ``Trainer`` with a zeroth-order step."""
+
+
+class TaskTrainer(ZOTrainer):
+    """A :class:`ZOTrainer` on a :class:`zoft.tasks.base.Task`: its batches, loss and evaluation.
+
+    Args:
+        task: the task.
+        batch_size: examples of a micro-batch of one process.
+        eval_limit: examples used in an evaluation; None is all.
+        tokenizer: saved beside every checkpoint's weights, where there is one.
+        reporters: where scalars go; see :mod:`zoft.runs.reporters`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: TrainingArguments,
+        *,
+        task: Task,
+        batch_size: int,
+        eval_limit: int | None = None,
+        tokenizer: Any = None,
+        reporters: Sequence[Reporter] = (),
+        **kwargs: Any,
+    ) -> None:
+        self.task = task
+        self._eval_limit, self._tokenizer = eval_limit, tokenizer
+        count = args.max_steps * args.gradient_accumulation_steps
+        self._batches = TaskBatches(task, batch_size, args.seed, count, args.process_index, args.world_size)
+        super().__init__(model=model, args=args, train_dataset=self._batches, eval_dataset=[], **kwargs)
+        for callback in (PrinterCallback, ProgressCallback):
+            self.remove_callback(callback)
+        self.add_callback(_Reporting(self, reporters))
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The task's batches; they are not sharded again."""
+        return DataLoader(self._batches, batch_size=1, shuffle=False, collate_fn=_only)
+
+    def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """The task's loss: of the model's logits, only those that it needs are computed."""
+        return self.task.loss(model, inputs)
+
+    def evaluate(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> dict[str, float]:
+        """The task's evaluation on its validation split."""
+        values = self.task.evaluate(self.model, "validation", self._eval_limit)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self._tokenizer is not None and self.args.should_save:
+            self._tokenizer.save_pretrained(output_dir if output_dir is not None else self.args.output_dir)
+
+
+class _Reporting(TrainerCallback):
+    """Hands every step's and every evaluation's scalars to the reporters."""
+
+    def __init__(self, trainer: ZOTrainerMixin, reporters: Sequence[Reporter]) -> None:
+        self._trainer, self._reporters = trainer, reporters
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        result = self._trainer.last
+        if result is None:
+            return
+        values = {
+            "train/loss": result.loss,
+            "train/projected_gradient": result.projected_gradient,
+            "train/lr": self._trainer.last_lr,
+            "train/forwards": self._trainer.forwards,
+            "train/skipped": self._trainer.skipped,
+        }
+        self._report(state.global_step, values)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+        values = {f"validation/{name.removeprefix('eval_')}": value for name, value in (metrics or {}).items()}
+        self._report(state.global_step, values)
+
+    def _report(self, step: int, values: Mapping[str, float]) -> None:
+        for reporter in self._reporters:
+            reporter.scalars(step, values)
+
+
+def _only(batches: list[Any]) -> Any:
+    return batches[0]
+
+
+def training_arguments(
+    folder: Path,
+    *,
+    steps: int,
+    accumulate: int = 1,
+    seed: int = 0,
+    schedule: str = "constant",
+    warmup_steps: int = 0,
+    eval_every: int = 0,
+    save_every: int = 0,
+    keep_checkpoints: int = 1,
+    device: str = "cpu",
+    use_cache: bool = False,
+) -> TrainingArguments:
+    """TrainingArguments for :class:`TaskTrainer`.
+
+    Args:
+        eval_every: steps; 0 is never. ``save_every`` likewise.
+        device: ``cpu``, or anything else for the accelerator that there is.
+        use_cache: what the saved model's configuration shall say; Trainer writes it there.
+    """
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        gradient_accumulation_steps=accumulate,
+        seed=seed,
+        lr_scheduler_type="constant_with_warmup" if schedule == "constant" and warmup_steps else schedule,
+        warmup_steps=warmup_steps,
+        eval_strategy="steps" if eval_every else "no",
+        eval_steps=eval_every or None,
+        save_strategy="steps" if save_every else "no",
+        save_steps=save_every or 1,
+        save_total_limit=keep_checkpoints,
+        logging_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        average_tokens_across_devices=False,
+        dataloader_pin_memory=False,
+        max_grad_norm=0.0,
+        use_cache=use_cache,
+        use_cpu=device == "cpu",
+        ddp_backend="gloo" if device == "cpu" and int(os.environ.get("WORLD_SIZE", "1")) > 1 else None,
+    )

@@ -1,0 +1,5 @@
+"""``python -m zoft.cli``."""
+
+from zoft.cli import main
+
+main()
