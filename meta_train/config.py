@@ -38,8 +38,11 @@ class MetaTrainConfig(Config):
         True, description="Whether the meta-gradient flows through the σ that one lookahead step feeds to the next."
     )
     lookahead_steps: int = Field(4, ge=1, description="Fine-tuning steps K that the meta-loss looks ahead.")
-    lookahead_lr: float = Field(
-        3e-3, gt=0, allow_inf_nan=False, description="Learning rate of the lookahead steps; best near MeZO's limit."
+    lookahead_lr: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Learning rate of the lookahead steps, best near MeZO's limit; empty: from the measured curvature.",
     )
     lookahead_batch: Literal["same", "fresh"] = Field(
         "fresh",
@@ -58,10 +61,11 @@ class MetaTrainConfig(Config):
         description="What moves the weights between meta-steps: SGD with backpropagation, or the tuner's own step.",
     )
     inner_lr: float | None = Field(
-        4e-4,
+        None,
         ge=0,
         allow_inf_nan=False,
-        description="Learning rate of the inner steps; empty: 0.01 with one task, 0.05 with several.",
+        description="Learning rate of the inner steps; empty: a quarter of the lookahead's for zeroth-order steps,"
+        " and for first-order ones 0.01 with one task, 0.05 with several.",
     )
     inner_momentum: float = Field(0.8, ge=0, lt=1, description="Momentum of first-order inner steps.")
     inner_schedule: Literal["constant", "linear"] = Field(
@@ -99,7 +103,7 @@ class MetaTrainConfig(Config):
         64, ge=0, description="MiB for each lookahead step's noise, kept instead of made again; the same numbers."
     )
     recommended_lr: float | None = Field(
-        None, gt=0, allow_inf_nan=False, description="Learning rate to recommend in the tuner, if one is known."
+        None, gt=0, allow_inf_nan=False, description="Learning rate to recommend in the tuner; empty: the lookahead's."
     )
 
     @field_validator("noise")
@@ -109,9 +113,11 @@ class MetaTrainConfig(Config):
             raise ValueError(unknown("noise kind", value, NOISES))
         return value
 
-    def inner_rate(self, tasks: int) -> float:
-        """Learning rate of the inner steps with so many tasks (published: 0.01 for one, 0.05 for several)."""
-        return self.inner_lr if self.inner_lr is not None else (0.01 if tasks == 1 else 0.05)
+    def inner_rate(self, tasks: int, lookahead_lr: float) -> float:
+        """Learning rate of the inner steps with so many tasks (first-order as published: 0.01, 0.05)."""
+        if self.inner_lr is not None:
+            return self.inner_lr
+        return lookahead_lr / 4 if self.inner == "zeroth-order" else 0.01 if tasks == 1 else 0.05
 
     def network_rate(self, tasks: int) -> float:
         """Learning rate of the PertNNs with so many tasks (published: 0.1 for one, 0.05 for several)."""

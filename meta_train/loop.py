@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from meta_train import checkpoint, report
 from meta_train.config import MetaTrainConfig
+from meta_train.edge import edge_rate
 from meta_train.feed import Feed, derived_seed
 from meta_train.lookahead import LearnedStep, Lookahead, look_ahead, restored
 from meta_train.meta_gradient import closed_form, into_networks
@@ -139,8 +140,12 @@ class _Run:
         self.histories = [self.method.initial() for _ in tasks]
         self.optimizer = NetworkOptimizer(config, tuner.network, len(tasks))
         kind = TRAJECTORIES[config.inner]
-        self.trajectory: Trajectory = kind(config, len(tasks), model, blocks, self.method)
         self.perturber = Perturber(model, blocks)
+        self.lookahead_lr = config.lookahead_lr or edge_rate(
+            self.perturber, model, tasks, config.batch_size, get_noise(config.noise), config.seed
+        )
+        peak = config.inner_rate(len(tasks), self.lookahead_lr)
+        self.trajectory: Trajectory = kind(config, peak, model, blocks, self.method)
         self.noises = [get_noise(config.noise, config.keep_noise_mib << 20) for _ in range(config.lookahead_steps)]
         self.noise_seed = derived_seed("noise", config.seed)
         self.curve: list[tuple[int, float, float]] = []
@@ -184,17 +189,17 @@ class _Run:
         self, loss: Any, batches: list[Any], history: dict[str, Tensor]
     ) -> tuple[Lookahead | None, float, Tensor | None]:
         """Look ahead and come back: the record, the meta-loss and its gradient by scale."""
-        count, config = self.config.lookahead_steps, self.config
+        count = self.config.lookahead_steps
         inner = batches * count if len(batches) == 1 else batches[:count]
         objectives = [Objective(self.model, loss, [batch]) for batch in inner]
         key = Key(self.noise_seed, self.done * count)
         with restored(self.blocks):
             record = look_ahead(
-                self.method, history, self.blocks, self.perturber, objectives, self.noises, key, config.lookahead_lr
+                self.method, history, self.blocks, self.perturber, objectives, self.noises, key, self.lookahead_lr
             )
             if record is None:
                 return None, math.nan, None
-            if config.meta_gradient == "closed-form":
+            if self.config.meta_gradient == "closed-form":
                 return record, *closed_form(record, self.model, self.blocks, loss, batches[-1])
         from meta_train.unroll import unrolled
 
@@ -284,11 +289,13 @@ class _Run:
             **self.asked,
             "steps": self.done,
             "skipped": sum(not math.isfinite(after) for _, _, after in self.curve),
+            "lookahead_lr": self.lookahead_lr,
             "seeds": {"run": config.seed, "noise": self.noise_seed},
             "versions": report.versions(),
             "curve": report.thinned(self.curve),
         }
-        recommended = Recommended(lr=config.recommended_lr, epsilon=config.epsilon, batch_size=config.batch_size)
+        lr = config.recommended_lr or self.lookahead_lr
+        recommended = Recommended(lr=lr, epsilon=config.epsilon, batch_size=config.batch_size)
         tuner_config = self.tuner.config.model_copy(update={"recommended": recommended})
         self.tuner.network.requires_grad_(False)
         tuner = Tuner(tuner_config, self.tuner.network, provenance)

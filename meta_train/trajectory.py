@@ -56,22 +56,21 @@ class BaseWeights:
                 block.parameter.grad = None
 
 
-def inner_rate(config: MetaTrainConfig, tasks: int, age: int) -> float:
-    """The inner learning rate ``age`` steps after a restart."""
-    rate = config.inner_rate(tasks)
+def inner_rate(config: MetaTrainConfig, peak: float, age: int) -> float:
+    """The inner learning rate ``age`` steps after a restart, ``peak`` right after it."""
     if config.inner_schedule == "constant":
-        return rate
+        return peak
     period = config.restart_every or config.steps
-    return rate * max(0.0, 1 - age / period)
+    return peak * max(0.0, 1 - age / period)
 
 
 class ZerothOrderTrajectory:
     """The tuner's own fine-tuning step along the first direction of the lookahead: no further forward pass."""
 
     def __init__(
-        self, config: MetaTrainConfig, tasks: int, model: nn.Module, blocks: Blocks, method: LearnedStep
+        self, config: MetaTrainConfig, peak: float, model: nn.Module, blocks: Blocks, method: LearnedStep
     ) -> None:
-        self._config, self._tasks, self._blocks, self._method = config, tasks, blocks, method
+        self._config, self._peak, self._blocks, self._method = config, peak, blocks, method
         self.age = 0
 
     def prepare(self, loss: Callable[[nn.Module, Any], Tensor], batch: Any, record: Lookahead) -> bool:
@@ -81,7 +80,7 @@ class ZerothOrderTrajectory:
     def move(self, record: Lookahead) -> None:
         """θ ← θ − η·c_0·(ν·σ)_0 ⊙ u_0."""
         state = {name: tensor.clone() for name, tensor in record.first.items()}
-        rate = inner_rate(self._config, self._tasks, self.age)
+        rate = inner_rate(self._config, self._peak, self.age)
         apply_update(self._method, state, self._blocks, record.noises[0], record.probes[:1], rate)
         self.age += 1
 
@@ -105,9 +104,9 @@ class FirstOrderTrajectory:
     """
 
     def __init__(
-        self, config: MetaTrainConfig, tasks: int, model: nn.Module, blocks: Blocks, method: LearnedStep
+        self, config: MetaTrainConfig, peak: float, model: nn.Module, blocks: Blocks, method: LearnedStep
     ) -> None:
-        self._config, self._tasks, self._model, self._blocks = config, tasks, model, blocks
+        self._config, self._peak, self._model, self._blocks = config, peak, model, blocks
         self.age = 0
         self._optimizer = self._fresh()
 
@@ -129,7 +128,7 @@ class FirstOrderTrajectory:
     def move(self, record: Lookahead) -> None:
         """A step of SGD."""
         for group in self._optimizer.param_groups:
-            group["lr"] = inner_rate(self._config, self._tasks, self.age)
+            group["lr"] = inner_rate(self._config, self._peak, self.age)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self.age += 1

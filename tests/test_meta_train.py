@@ -327,6 +327,18 @@ def test_refuses_what_it_cannot_learn_from():
         meta_train(model, [short], small())
 
 
+def test_the_lookahead_rate_is_measured_where_it_is_not_given():
+    """On a quadratic ½·h·|θ|², uᵀHu is h·|u|²: the rate is 0.2 / (h·d) up to the noise of 16 directions."""
+    model = build(lambda: nn.Linear(100, 1, bias=False), dtype=torch.float64)
+    task = FunctionTask("bowl", [None], lambda model, batch: 2.0 * model.weight.square().sum())
+    tuner = meta_train(model, [task], small(steps=1, lookahead_lr=None, inner_lr=None))
+    assert tuner.provenance["lookahead_lr"] == pytest.approx(0.2 / 400, rel=0.1)
+    assert tuner.config.recommended.lr == tuner.provenance["lookahead_lr"]
+    flat = FunctionTask("flat", [None], lambda model, batch: 0.0 * model.weight.sum())
+    with pytest.raises(UsageError, match="no finite curvature"):
+        meta_train(model, [flat], small(lookahead_lr=None))
+
+
 def test_recipes_are_valid_and_every_field_is_explained():
     assert sorted(RECIPES) == ["default", "paper"]
     configs = {name: MetaTrainConfig.load(base=recipe(name)) for name in RECIPES}
@@ -335,7 +347,7 @@ def test_recipes_are_valid_and_every_field_is_explained():
     assert paper.network.output == "abs"
     assert paper.network.features == "raw"
     assert (paper.network_optimizer, paper.network_rate(1), paper.network_rate(3)) == ("sgd", 0.1, 0.05)
-    assert (paper.inner, paper.inner_rate(1), paper.inner_momentum) == ("first-order", 0.01, 0.8)
+    assert (paper.inner, paper.inner_rate(1, 1e-6), paper.inner_momentum) == ("first-order", 0.01, 0.8)
     assert (paper.lookahead_steps, paper.lookahead_lr, paper.lookahead_batch) == (1, 1e-6, "same")
     for name, field in MetaTrainConfig.model_fields.items():
         assert field.description, name

@@ -61,7 +61,7 @@ def main(folder: str, data: str, meta_steps: int = 40, steps: int = 200, lr: flo
     task = make_task("texts", model, tokenizer, rows)
     print("zero-shot:", task.evaluate(model))
 
-    config = MetaTrainConfig(steps=meta_steps, lookahead_steps=2, lookahead_lr=2 * lr, inner_lr=lr / 2)
+    config = MetaTrainConfig(steps=meta_steps, lookahead_steps=2)
     tuner = zoft.meta_train(model, [task], config, base_model_name_or_path=folder)
 
     optimizer = zoft.ZerothOrder(model, method="zo-finetuner", tuner=tuner.bind(model), lr=lr)

@@ -48,13 +48,13 @@ def fine_tune(model: nn.Module, task: FunctionTask, steps: int, **method) -> flo
 def main(steps: int = 300) -> dict[str, float]:
     model = make_model()
     family = [FunctionTask(f"direction-{seed}", make_batches(seed), loss) for seed in (1, 2, 3)]
-    config = MetaTrainConfig(steps=steps, lookahead_lr=0.02, inner_lr=0.01, restart_every=100)
+    config = MetaTrainConfig(steps=steps, restart_every=100)
     tuner = zoft.meta_train(model, family, config)
 
     unseen = FunctionTask("direction-9", make_batches(9), loss)
     results = {"before": unseen.evaluate(model)["loss"]}
-    results["mezo"] = fine_tune(model, unseen, steps, method="mezo", lr=0.02)
-    results["zo-finetuner"] = fine_tune(model, unseen, steps, method="zo-finetuner", lr=0.02, tuner=tuner.bind(model))
+    results["mezo"] = fine_tune(model, unseen, steps, method="mezo", lr=0.01)
+    results["zo-finetuner"] = fine_tune(model, unseen, steps, method="zo-finetuner", lr=0.01, tuner=tuner.bind(model))
     for name, value in results.items():
         print(f"{name:>12}: loss {value:.4f}")
     return results
