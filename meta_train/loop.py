@@ -161,8 +161,10 @@ class _Run:
                     self.save()
         except KeyboardInterrupt:
             self.save()
-            where = f"{self.done} of {self.config.steps} steps are in {self.folder}" if self.folder else "nothing saved"
-            raise Interrupted(f"interrupted; {where}", "Run the same command again to go on.") from None
+            done = f"interrupted after {self.done} of {self.config.steps} steps"
+            if self.folder is None:
+                raise Interrupted(f"{done}; nothing is saved", "Give an output folder to be able to go on.") from None
+            raise Interrupted(f"{done}; saved in {self.folder}", "Start the same run again to go on.") from None
 
     def step(self) -> None:
         """One meta-step; what it changes, it changes at its end and wholly."""
