@@ -1,0 +1,322 @@
+"""One run of a comparison: a method at one learning rate on one task with one seed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from finetune.sweep import Record
+from zoft.objective import Objective, evaluating
+from zoft.optimizers import ZerothOrder, ZOOptimizer, get_optimizer
+from zoft.tasks.base import Task
+from zoft.tuner import PertNN, Tuner
+
+#: Version of what a record means; records of another version are not reused.
+RECORD_FORMAT = 1
+
+#: A run ends early after so many steps in a row whose losses are not finite.
+GIVE_UP = 10
+
+NOT_FINITE, NO_BETTER = "not finite", "no better than zero-shot"
+
+
+@dataclass
+class Bench:
+    """What runs are made on: a model at its initial weights, and tasks.
+
+    Attributes:
+        model: the model; runs train it in place and put its weights back.
+        tasks: every task by its name.
+        roles: the tasks' roles (``zoft.tasks.base.ROLES``).
+        chance: the loss of guessing, where a task has one.
+        data: a hash of every task's examples.
+        base: name of the base.
+        revision: its commit, where it came from the Hub.
+        fingerprint: a hash of the weights, made by :func:`weights_hash`.
+    """
+
+    model: nn.Module
+    tasks: Mapping[str, Task]
+    roles: Mapping[str, str]
+    chance: Mapping[str, float] = field(default_factory=dict)
+    data: Mapping[str, str] = field(default_factory=dict)
+    base: str = ""
+    revision: str | None = None
+    fingerprint: str = ""
+
+    def __post_init__(self) -> None:
+        self.fingerprint = self.fingerprint or weights_hash(self.model)
+
+
+@dataclass(frozen=True)
+class TunerSource:
+    """Where a run's tuner comes from.
+
+    Attributes:
+        folder: the tuner's folder; None is a tuner of the default network for the model.
+        untrained: take the initial values that the seed gives instead of the learned ones.
+        seed: seed of the initial values.
+        digest: :func:`tuner_hash` of the tuner.
+    """
+
+    folder: str | None
+    untrained: bool
+    seed: int = 0
+    digest: str = ""
+
+    def load(self, model: nn.Module) -> Tuner:
+        """The tuner; ``model`` must be at its initial weights."""
+        if self.folder is None:
+            return Tuner.untrained(model, seed=self.seed)
+        tuner = Tuner.from_pretrained(Path(self.folder))
+        if not self.untrained:
+            return tuner
+        network = PertNN(len(tuner.config.blocks.names), tuner.config.network, self.seed)
+        return Tuner(tuner.config, network)
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """The settings of a run; :attr:`key` identifies its result.
+
+    Attributes:
+        fingerprint: of the base's weights; ``data``: of the task's examples.
+        optimizer: name of the method, with ``hyper``, and ``tuner`` where it has one.
+        forwards: the budget; the run makes as many whole steps as fit into it.
+        eval_points: how often the validation loss is measured, the last time at the end.
+        test: whether the test split is evaluated at the end.
+    """
+
+    fingerprint: str
+    data: str
+    task: str
+    optimizer: str
+    hyper: Mapping[str, Any]
+    tuner: TunerSource | None
+    lr: float
+    epsilon: float
+    seed: int
+    forwards: int
+    batch_size: int
+    eval_points: int
+    validation_examples: int | None
+    test: bool
+    test_examples: int | None
+    noise: str
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All settings, JSON-able."""
+        return asdict(self)
+
+    @property
+    def key(self) -> str:
+        """Hash of what the result depends on: all settings, of the tuner only what it computes."""
+        content = {**self.settings, "tuner": self.tuner.digest if self.tuner else None, "format": RECORD_FORMAT}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def weights_hash(model: nn.Module) -> str:
+    """Hash of the names and bits of a model's parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def tuner_hash(tuner: Tuner) -> str:
+    """Hash of everything that a tuner computes with."""
+    config = tuner.config.model_dump(mode="json", include={"blocks", "network", "constants", "normalization", "noise"})
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    digest.update(weights_hash(tuner.network).encode())
+    return digest.hexdigest()[:32]
+
+
+def build_method(spec: RunSpec, model: nn.Module) -> ZOOptimizer:
+    """The method of a run; ``model`` must be at its initial weights."""
+    tuner = spec.tuner.load(model).bind(model, spec.batch_size) if spec.tuner else None
+    return get_optimizer(spec.optimizer, **{"epsilon": spec.epsilon, **spec.hyper, "lr": spec.lr, "tuner": tuner})
+
+
+class Runner:
+    """Makes runs one after the other on one bench: the weights are put back before each.
+
+    Args:
+        bench: the model and the tasks; encoded batches and zero-shot results are kept between runs.
+        keep_bytes: see ``zoft.noise.Noise``.
+        threads: torch's threads while a run is made; None leaves them as they are.
+    """
+
+    def __init__(self, bench: Bench, keep_bytes: int = 0, threads: int | None = None) -> None:
+        self.bench = bench
+        self._keep_bytes = keep_bytes
+        self._threads = threads
+        self._initial = {name: tensor.detach().clone() for name, tensor in bench.model.state_dict().items()}
+        self._zero_shot: dict[tuple[str, str, int | None], dict[str, float]] = {}
+        self._batches: dict[tuple[str, int | None], list[tuple[int, Any]]] = {}
+
+    def __call__(self, spec: RunSpec) -> Record:
+        """Make a run; its record is JSON-able, with null for values that are not finite."""
+        threads = torch.get_num_threads()
+        if self._threads is not None:
+            torch.set_num_threads(self._threads)
+        try:
+            return self._run(spec)
+        finally:
+            torch.set_num_threads(threads)
+            self._reset()
+
+    def _run(self, spec: RunSpec) -> Record:
+        started = time.perf_counter()
+        self._reset()
+        validation_zero = self._validation(spec)
+        test_zero = self._at_zero(spec, "test", spec.test_examples) if spec.test else {}
+        method = build_method(spec, self.bench.model)
+        curve, steps, skipped = self._train(spec, method, validation_zero)
+        validation_loss = curve[-1][1] if steps == spec.forwards // method.forwards else math.nan
+        test = self._evaluate(spec, "test", spec.test_examples) if spec.test else {}
+        metrics = [name for name in test if name != "loss"]
+        judged = (test["loss"], test_zero["loss"]) if spec.test else (validation_loss, validation_zero)
+        return {
+            "key": spec.key,
+            "settings": spec.settings,
+            "steps": steps,
+            "forwards": steps * method.forwards,
+            "skipped_steps": skipped,
+            "zero_shot": {"validation_loss": _finite(validation_zero), **_renamed(test_zero)},
+            "validation_loss": _finite(validation_loss),
+            **_renamed(test),
+            "metric": metrics[0] if metrics else None,
+            "diverged": _judgement(*judged, math.isfinite(validation_loss)),
+            "curve": [[forwards, _finite(loss), _finite(training)] for forwards, loss, training in curve],
+            "seconds": round(time.perf_counter() - started, 3),
+        }
+
+    def _train(
+        self, spec: RunSpec, method: ZOOptimizer, zero: float
+    ) -> tuple[list[tuple[int, float, float]], int, int]:
+        """The run itself.
+
+        Returns:
+            (forwards, validation loss, mean training loss since the point before) at every point, the
+            number of steps made and of steps skipped. A run that gives up ends before its last step.
+        """
+        task = self.bench.tasks[spec.task]
+        optimizer = ZerothOrder(self.bench.model, method, seed=spec.seed, noise=spec.noise, keep_bytes=self._keep_bytes)
+        steps = spec.forwards // method.forwards
+        marks = {round(steps * point / spec.eval_points) for point in range(1, spec.eval_points + 1)}
+        curve, losses, skipped, in_a_row = [(0, zero, math.nan)], [], 0, 0
+        for step, batch in zip(range(1, steps + 1), task.train_batches(spec.batch_size, spec.seed), strict=False):
+            result = optimizer.step_on(Objective(self.bench.model, task.loss, [batch]))
+            losses.append(result.loss)
+            skipped += result.skipped
+            in_a_row = in_a_row + 1 if result.skipped else 0
+            if in_a_row == GIVE_UP:
+                curve.append((step * method.forwards, math.nan, math.nan))
+                return curve, step, skipped
+            if step in marks:
+                curve.append((step * method.forwards, self._validation(spec), _mean(losses)))
+                losses = []
+        return curve, steps, skipped
+
+    def _reset(self) -> None:
+        with torch.no_grad():
+            for name, tensor in self.bench.model.state_dict().items():
+                tensor.copy_(self._initial[name])
+
+    def _at_zero(self, spec: RunSpec, split: str, limit: int | None) -> dict[str, float]:
+        index = (spec.task, split, limit)
+        if index not in self._zero_shot:
+            self._zero_shot[index] = self._evaluate(spec, split, limit)
+        return self._zero_shot[index]
+
+    def _evaluate(self, spec: RunSpec, split: str, limit: int | None) -> dict[str, float]:
+        return dict(self.bench.tasks[spec.task].evaluate(self.bench.model, split, limit))
+
+    def _validation(self, spec: RunSpec) -> float:
+        """Mean validation loss, without the metric where the task lets its batches be kept."""
+        task, limit = self.bench.tasks[spec.task], spec.validation_examples
+        if not hasattr(task, "dataset") or not hasattr(task, "collate"):
+            return self._evaluate(spec, "validation", limit)["loss"]
+        if (spec.task, limit) not in self._batches:
+            self._batches[spec.task, limit] = _batches(task, limit)
+        batches = self._batches[spec.task, limit]
+        total = 0.0
+        with torch.inference_mode(), evaluating(self.bench.model):
+            for count, batch in batches:
+                loss: Tensor = task.loss(self.bench.model, batch)
+                total += float(loss) * count
+        return total / sum(count for count, _ in batches)
+
+
+def _batches(task: Any, limit: int | None, size: int = 64) -> list[tuple[int, Any]]:
+    """Batches of the validation split with their sizes, neighbours in length together."""
+    examples = sorted(task.dataset("validation")[:limit], key=lambda example: (example.length, example.index))
+    parts = [examples[first : first + size] for first in range(0, len(examples), size)]
+    return [(len(part), task.collate(part)) for part in parts]
+
+
+def _judgement(final: float, zero: float, finished: bool) -> str | None:
+    """Why a run counts as diverged, or None."""
+    if not finished or not math.isfinite(final):
+        return NOT_FINITE
+    return None if final < zero else NO_BETTER
+
+
+def _renamed(values: Mapping[str, float]) -> dict[str, float | None]:
+    return {("test_loss" if name == "loss" else "test_metric"): _finite(value) for name, value in values.items()}
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
+
+
+#: Makes a bench from the base's name, the tasks' names, the device and the dtype. Importable.
+BenchFactory = Callable[[str, Sequence[str], str, str | None], Bench]
+
+
+def language_model_bench(base: str, tasks: Sequence[str], device: str = "cpu", dtype: str | None = None) -> Bench:
+    """A language model and registered tasks."""
+    from zoft.models import context_length, load_model
+    from zoft.tasks import get_task
+    from zoft.tasks.base import SPLITS
+    from zoft.tasks.lm import LMTask
+
+    loaded = load_model(base, device=device, dtype=dtype)
+    texts = {name: get_task(name) for name in tasks}
+    limit = context_length(loaded.model)
+    chance, data = {}, {}
+    for name, text in texts.items():
+        examples = {split: text.examples(split) for split in SPLITS}
+        data[name] = hashlib.sha256(repr([examples[split] for split in SPLITS]).encode()).hexdigest()[:32]
+        if text.kind != "completion":
+            counts = [len(example.candidates) for example in examples["test"]]
+            chance[name] = sum(map(math.log, counts)) / len(counts)
+    return Bench(
+        model=loaded.model,
+        tasks={name: LMTask(text, loaded.tokenizer, loaded.kind, limit) for name, text in texts.items()},
+        roles={name: text.role for name, text in texts.items()},
+        chance=chance,
+        data=data,
+        base=loaded.name,
+        revision=loaded.revision,
+    )
+
+
+def make_runner(factory: BenchFactory, arguments: Sequence[Any], keep_bytes: int, threads: int) -> Runner:
+    """What every process of a comparison prepares once."""
+    return Runner(factory(*arguments), keep_bytes, threads)

@@ -1,0 +1,335 @@
+"""Searching learning rates and scheduling many small runs over processes.
+
+A search, and everything else that needs runs, is a generator: it yields the runs that it needs and is
+sent their records. :func:`drive` advances many of them at once, makes no run twice, and keeps every
+record in a file, so that a later call goes on from there.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import os
+import signal
+import traceback
+from collections import deque
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from finetune.compare_config import LR_RATIO
+from zoft.errors import UsageError, ZoftError
+
+#: What a finished run is kept as: JSON-able, with its ``key``.
+Record = dict[str, Any]
+
+_T = TypeVar("_T")
+
+
+class Spec(Protocol):
+    """The settings of a run."""
+
+    @property
+    def key(self) -> str:
+        """A hash of everything that the run's result depends on."""
+
+
+_S = TypeVar("_S", bound=Spec)
+
+#: Yields runs that it needs, is sent their records in the same order, returns its result.
+Job = Generator[Sequence[_S], Sequence[Record], _T]
+
+#: Spacings of the search on the grid, in factors of √2: first coarse, at last every neighbour.
+STRIDES = (4, 2, 1)
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a search on the grid found.
+
+    Attributes:
+        values: loss by grid index; the learning rate at index k is lr_start·√2^k.
+        best: the index with the least loss.
+        interior: whether both neighbours of the best were evaluated. It is False only where the best
+            lies at the end of the reach.
+    """
+
+    values: Mapping[int, float]
+    best: int
+    interior: bool
+
+
+def grid_lr(start: float, index: int) -> float:
+    """The learning rate at a grid index: start·√2^index."""
+    return float(start * LR_RATIO**index)
+
+
+def search_grid(reach: int) -> Generator[list[int], Mapping[int, float], Search]:
+    """Find the grid index of the least loss, with both its √2-neighbours evaluated.
+
+    From index 0 the points at distance 4, then 2, then 1 around the best so far are evaluated, and the
+    bracket moves as long as the best is at its edge. A loss that is not finite counts as infinite.
+
+    Args:
+        reach: indices beyond ±reach are not tried.
+
+    Yields:
+        indices to evaluate; is sent their losses by index.
+    """
+    values: dict[int, float] = {}
+    best = 0
+    for stride in STRIDES:
+        while True:
+            around = (best - stride, best, best + stride)
+            wanted = [index for index in around if abs(index) <= reach and index not in values]
+            if not wanted:
+                break
+            found = yield wanted
+            values.update({index: _infinite(found[index]) for index in wanted})
+            best = _least(values)
+    return Search(values, best, all(index in values for index in (best - 1, best + 1)))
+
+
+def _infinite(value: float) -> float:
+    return value if math.isfinite(value) else math.inf
+
+
+def _least(values: Mapping[int, float]) -> int:
+    """Index of the least value; of equals the larger index, but the smaller one where nothing is finite."""
+    return min(values, key=lambda index: (values[index], -index if math.isfinite(values[index]) else index))
+
+
+class RunStore:
+    """The records of finished runs: one JSON object a line, appended and flushed as each run ends.
+
+    A line that a kill cut off is dropped when the file is read.
+
+    Raises:
+        UsageError: the file cannot be read or written, or holds something else.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._records: dict[str, Record] = {}
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            content = file.read_bytes() if file.is_file() else b""
+            whole, newline, rest = content.rpartition(b"\n")
+            for line in whole.splitlines():
+                record = json.loads(line)
+                self._records[record["key"]] = record
+            if rest:
+                with file.open("r+b") as stream:
+                    stream.truncate(len(whole) + len(newline))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UsageError(f"{file} cannot be used: {error}", "Give another output folder.") from error
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def get(self, key: str) -> Record | None:
+        """The record of the run with that key, or None."""
+        return self._records.get(key)
+
+    def add(self, record: Record) -> None:
+        """Keep a record, on disk before this returns."""
+        with self._file.open("ab") as stream:
+            stream.write(json.dumps(record, allow_nan=False).encode() + b"\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        self._records[record["key"]] = record
+
+
+class Executor(Protocol):
+    """Something that makes runs."""
+
+    def has_room(self) -> bool:
+        """Whether another run can be submitted now."""
+
+    def submit(self, spec: Any) -> None:
+        """Begin a run."""
+
+    def collect(self) -> list[Record]:
+        """Wait until at least one submitted run is finished."""
+
+    def close(self) -> None:
+        """End without waiting for runs that are under way."""
+
+
+class InProcess:
+    """Makes one run after the other in this process."""
+
+    def __init__(self, run: Callable[[Any], Record]) -> None:
+        self._run = run
+        self._waiting: list[Any] = []
+
+    def has_room(self) -> bool:
+        return not self._waiting
+
+    def submit(self, spec: Any) -> None:
+        self._waiting.append(spec)
+
+    def collect(self) -> list[Record]:
+        return [self._run(self._waiting.pop())]
+
+    def close(self) -> None:
+        self._waiting.clear()
+
+
+class Processes:
+    """Makes runs in several processes, each of which prepares itself once.
+
+    Args:
+        count: number of processes.
+        prepare: an importable function that makes the function that makes runs; called in every process.
+        arguments: its arguments.
+    """
+
+    def __init__(self, count: int, prepare: Callable[..., Callable[[Any], Record]], arguments: tuple[Any, ...]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._busy: set[Connection] = set()
+        self._idle: list[Connection] = []
+        self._processes = []
+        for _ in range(count):
+            mine, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs, prepare, arguments), daemon=True)
+            process.start()
+            theirs.close()
+            self._processes.append(process)
+            self._idle.append(mine)
+
+    def has_room(self) -> bool:
+        return bool(self._idle)
+
+    def submit(self, spec: Any) -> None:
+        pipe = self._idle.pop()
+        pipe.send(spec)
+        self._busy.add(pipe)
+
+    def collect(self) -> list[Record]:
+        records = []
+        ready = wait(list(self._busy))
+        for pipe in [pipe for pipe in self._busy if pipe in ready]:
+            try:
+                answer = pipe.recv()
+            except EOFError:
+                raise RuntimeError("a process that makes runs has died; is there enough memory?") from None
+            if isinstance(answer, ZoftError):
+                raise answer
+            if isinstance(answer, str):
+                raise RuntimeError(f"a run failed:\n{answer}")
+            self._busy.remove(pipe)
+            self._idle.append(pipe)
+            records.append(answer)
+        return records
+
+    def close(self) -> None:
+        for pipe in (*self._idle, *self._busy):
+            pipe.close()
+        for process in self._processes:
+            process.terminate()
+            process.join()
+
+
+def _serve(pipe: Connection, prepare: Callable[..., Callable[[Any], Record]], arguments: tuple[Any, ...]) -> None:
+    """A process's life: prepare, then make runs until the other end of the pipe is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    run: Callable[[Any], Record] | None = None
+    while True:
+        try:
+            spec = pipe.recv()
+        except (EOFError, OSError):
+            return
+        answer: Record | ZoftError | str
+        try:
+            run = run or prepare(*arguments)
+            answer = run(spec)
+        except ZoftError as error:
+            answer = error
+        except Exception:
+            answer = traceback.format_exc()
+        try:
+            pipe.send(answer)
+        except OSError:
+            return
+
+
+def drive(
+    jobs: Sequence[Job[_S, _T]],
+    executor: Executor,
+    store: RunStore,
+    progress: Callable[[int, int, Record], None] | None = None,
+) -> list[_T]:
+    """Advance all jobs until each has returned.
+
+    A run that is in ``store``, or that another job is already waiting for, is not made again.
+
+    Args:
+        progress: called after every run that was made, with the number made so far, the number known
+            to be outstanding, and the record.
+
+    Returns:
+        What the jobs returned, in their order.
+    """
+    state = _Drive(jobs, store)
+    for index in range(len(jobs)):
+        state.advance(index, None)
+    made = 0
+    while state.outstanding:
+        while state.queue and executor.has_room():
+            executor.submit(state.queue.popleft())
+        for record in executor.collect():
+            made += 1
+            store.add(record)
+            if progress is not None:
+                progress(made, state.outstanding - 1, record)
+            state.finished(record["key"])
+    return [state.results[index] for index in range(len(jobs))]
+
+
+class _Drive:
+    """Which job waits for which runs."""
+
+    def __init__(self, jobs: Sequence[Job[Any, Any]], store: RunStore) -> None:
+        self._jobs = jobs
+        self._store = store
+        self._wanted: dict[int, list[str]] = {}
+        self._waiting: dict[str, list[int]] = {}
+        self.queue: deque[Any] = deque()
+        self.results: dict[int, Any] = {}
+
+    @property
+    def outstanding(self) -> int:
+        return len(self._waiting)
+
+    def advance(self, index: int, records: list[Record] | None) -> None:
+        """Send a job what it waited for, until it waits for a run that is still to be made."""
+        while True:
+            try:
+                specs = next(self._jobs[index]) if records is None else self._jobs[index].send(records)
+            except StopIteration as end:
+                self.results[index] = end.value
+                return
+            self._wanted[index] = [spec.key for spec in specs]
+            missing = {spec.key: spec for spec in specs if self._store.get(spec.key) is None}
+            for key, spec in missing.items():
+                if key not in self._waiting:
+                    self._waiting[key] = []
+                    self.queue.append(spec)
+                self._waiting[key].append(index)
+            if missing:
+                return
+            records = self._records(index)
+
+    def finished(self, key: str) -> None:
+        """A run's record is in the store."""
+        for index in self._waiting.pop(key):
+            if all(self._store.get(wanted) is not None for wanted in self._wanted[index]):
+                self.advance(index, self._records(index))
+
+    def _records(self, index: int) -> list[Record]:
+        found = (self._store.get(key) for key in self._wanted[index])
+        return [record for record in found if record is not None]
