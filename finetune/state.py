@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from zoft.errors import ArtifactError
+from zoft.errors import ArtifactError, UsageError
 from zoft.optimizers import ZerothOrder
 
 OPTIMIZER_TENSORS, OPTIMIZER_JSON = "optimizer.safetensors", "optimizer.json"
@@ -114,3 +114,53 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def _damaged(file: Path, reason: object) -> ArtifactError:
     return ArtifactError(f"cannot resume from {file}: {reason}", "Resume from another checkpoint, or start again.")
+
+
+class CheckpointsWithoutPickles:
+    """Replaces what ``transformers.Trainer`` writes with torch.save: optimizer, scheduler, generators, arguments."""
+
+    args: Any
+    lr_scheduler: Any
+
+    @property
+    def _zeroth_order(self) -> ZerothOrder:
+        raise NotImplementedError
+
+    def _counters(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _set_counters(self, counters: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.args.should_save:
+            folder = Path(output_dir)
+            save_optimizer(self._zeroth_order, folder)
+            schedule = {"scheduler": self.lr_scheduler.state_dict(), "counters": self._counters()}
+            write_json(folder / SCHEDULER_JSON, schedule)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        folder = Path(checkpoint)
+        if not (folder / OPTIMIZER_JSON).is_file():
+            raise UsageError(f"{folder} has no {OPTIMIZER_JSON}", "Resume from a checkpoint of a zeroth-order run.")
+        load_optimizer(self._zeroth_order, folder)
+        content = read_json(folder / SCHEDULER_JSON)
+        self.lr_scheduler.load_state_dict(content["scheduler"])
+        self._set_counters(content["counters"])
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        save_generators(Path(output_dir), self.args.process_index)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            load_generators(Path(checkpoint), self.args.process_index)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)  # type: ignore[misc]
+        folder = Path(output_dir if output_dir is not None else self.args.output_dir)
+        if self.args.should_save:
+            (folder / "training_args.bin").unlink(missing_ok=True)
+            write_json(folder / "training_args.json", json.loads(self.args.to_json_string()))

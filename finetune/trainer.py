@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -17,16 +16,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 
 from finetune.batches import TaskBatches
-from finetune.state import (
-    OPTIMIZER_JSON,
-    SCHEDULER_JSON,
-    load_generators,
-    load_optimizer,
-    read_json,
-    save_generators,
-    save_optimizer,
-    write_json,
-)
+from finetune.state import CheckpointsWithoutPickles
 from zoft.errors import DivergedError, UsageError
 from zoft.objective import Objective
 from zoft.optimizers import ZerothOrder, ZOOptimizer
@@ -47,7 +37,7 @@ class _SteppedInTraining(ZerothOrder):
         return self.last.loss if self.last is not None else math.nan
 
 
-class ZOTrainerMixin:
+class ZOTrainerMixin(CheckpointsWithoutPickles):
     """Makes any ``transformers.Trainer`` subclass train with a zeroth-order method.
 
     Put it first: ``class MyZOTrainer(ZOTrainerMixin, MyTrainer)``. The loss is the subclass's
@@ -60,8 +50,9 @@ class ZOTrainerMixin:
         zo_seed: seed of the directions; ``args.seed`` by default.
         zo_noise: kind of noise.
         zo_keep_bytes: see :class:`zoft.noise.Noise`.
-        zo_patience: so many lost steps in a row end the training. A lost step has a loss that is not
-            finite (it is skipped) or that is 5 times the first step's (or 5 nats, where that was below 1).
+        zo_patience: so many lost steps in a row end the training. A step is lost if a loss is not finite
+            (it is then skipped), if it is 5 times the first step's (or 5 nats, where that was below 1), or if
+            L+ = L−, as when weights have grown so large that no perturbation matters.
 
     Attributes:
         forwards: evaluations of the loss so far, each over all of a step's micro-batches.
@@ -73,13 +64,11 @@ class ZOTrainerMixin:
         DivergedError: from ``train``, after the checkpoint was written.
     """
 
-    # What a Trainer has, for the type checker; the mixin's own state is set before Trainer's __init__.
-    args: Any
+    # What a Trainer has, for the type checker.
     accelerator: Any
     control: Any
     state: Any
     optimizer: Any
-    lr_scheduler: Any
     model: Any
 
     def __init__(
@@ -177,7 +166,7 @@ class ZOTrainerMixin:
         self.last = result = self._zeroth_order.step_on(Objective(model, loss, batches))
         self.forwards += result.forwards
         self.skipped += result.skipped
-        self._watch(result.loss)
+        self._watch(result)
         if self._stop_requested or self._lost_in_a_row >= self._zo_patience:
             self.control.should_training_stop = self.control.should_save = True
         return torch.tensor(result.loss, device=self.args.device, dtype=torch.float32)
@@ -191,8 +180,9 @@ class ZOTrainerMixin:
         output = super().train(*args, **kwargs)  # type: ignore[misc]
         if self._lost_in_a_row >= self._zo_patience:
             raise DivergedError(
-                f"the loss was not finite, or more than {_EXPLODED:g} times the first, in {self._lost_in_a_row} "
-                f"steps in a row, up to step {self.state.global_step}, at learning rate {self.zo_method.lr:g}",
+                f"diverged at learning rate {self.zo_method.lr:g}: in {self._lost_in_a_row} steps in a row, up to "
+                f"step {self.state.global_step}, the loss was not finite, or more than {_EXPLODED:g} times the first, "
+                "or no longer changed with the weights",
                 f"Use a smaller one, for instance {self.zo_method.lr / 2:g}.",
             )
         return output
@@ -202,12 +192,13 @@ class ZOTrainerMixin:
             return False
         return bool(self.model_accepts_loss_kwargs or self.compute_loss_func is not None)  # type: ignore[attr-defined]
 
-    def _watch(self, loss: float) -> None:
+    def _watch(self, result: StepResult) -> None:
         """Count the lost steps in a row."""
+        loss = result.loss
         if self._first_loss is None and math.isfinite(loss):
             self._first_loss = loss
         bound = _EXPLODED * max(abs(self._first_loss or 0.0), 1.0)
-        lost = not math.isfinite(loss) or loss > bound
+        lost = not math.isfinite(loss) or loss > bound or result.projected_gradient == 0
         self._lost_in_a_row = self._lost_in_a_row + 1 if lost else 0
 
     @property
@@ -236,49 +227,17 @@ class ZOTrainerMixin:
         """Operations of a step on ``inputs``: Trainer counts a forward and a backward, this counts the forwards."""
         return super().floating_point_ops(inputs) * self.zo_method.forwards // 3  # type: ignore[misc]
 
-    # ---- checkpoints without pickles ----
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if not self.args.should_save:
-            return
-        folder = Path(output_dir)
-        save_optimizer(self._zeroth_order, folder)
-        schedule = self.lr_scheduler.state_dict()
-        counters = {
+    def _counters(self) -> dict[str, Any]:
+        return {
             "forwards": self.forwards,
             "skipped": self.skipped,
             "lost_in_a_row": self._lost_in_a_row,
             "first_loss": self._first_loss,
         }
-        write_json(folder / SCHEDULER_JSON, {"scheduler": schedule, "counters": counters})
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None:
-            return
-        folder = Path(checkpoint)
-        if not (folder / OPTIMIZER_JSON).is_file():
-            raise UsageError(f"{folder} has no {OPTIMIZER_JSON}", "Resume from a checkpoint of a zeroth-order run.")
-        load_optimizer(self._zeroth_order, folder)
-        content = read_json(folder / SCHEDULER_JSON)
-        self.lr_scheduler.load_state_dict(content["scheduler"])
-        counters = content["counters"]
+    def _set_counters(self, counters: dict[str, Any]) -> None:
         self.forwards, self.skipped = counters["forwards"], counters["skipped"]
         self._lost_in_a_row, self._first_loss = counters["lost_in_a_row"], counters["first_loss"]
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        Path(output_dir).mkdir(parents=True, exist_ok=True)
-        save_generators(Path(output_dir), self.args.process_index)
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint is not None:
-            load_generators(Path(checkpoint), self.args.process_index)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        super()._save(output_dir, state_dict)  # type: ignore[misc]
-        folder = Path(output_dir if output_dir is not None else self.args.output_dir)
-        if self.args.should_save:
-            (folder / "training_args.bin").unlink(missing_ok=True)
-            write_json(folder / "training_args.json", json.loads(self.args.to_json_string()))
 
 
 class ZOTrainer(ZOTrainerMixin, Trainer):

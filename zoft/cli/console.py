@@ -5,10 +5,12 @@ from __future__ import annotations
 import difflib
 import logging
 import os
+import signal
 import sys
 import traceback as traceback_module
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TextIO
 
 import click
@@ -73,6 +75,22 @@ def quieten(debug: bool) -> None:
     warnings.filterwarnings("ignore")
     warnings.filterwarnings("always", module=r"(zoft|finetune|meta_train)\b")
     warnings.showwarning = _show_warning
+
+
+@contextmanager
+def terminating() -> Iterator[list[int]]:
+    """Within: SIGTERM acts as Ctrl-C does; the list then holds its number."""
+    ended: list[int] = []
+
+    def interrupt(number: int, frame: Any) -> None:
+        ended.append(number)
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield ended
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _show_warning(

@@ -57,7 +57,9 @@ command = flags.verb(
     "finetune",
     run,
     [
-        *flags.config_options(FinetuneConfig, skip=["hyper"]),
+        *flags.config_options(
+            FinetuneConfig, skip=["hyper"], first=["tuner", "model", "optimizer", "task", "dataset", "output_dir"]
+        ),
         *flags.method_options(OPTIMIZERS, taken=FinetuneConfig.model_fields),
         click.Option(["--resume"], is_flag=True, help="Go on with the unfinished run in --output-dir."),
         *flags.common_options(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import click
@@ -40,23 +40,24 @@ class Command(click.Command):
                 formatter.write(f"  {line.strip()}\n" if line.strip() else "\n")
 
 
-def config_options(config: type[Config], skip: Iterable[str] = ()) -> list[click.Option]:
+def config_options(config: type[Config], skip: Iterable[str] = (), first: Sequence[str] = ()) -> list[click.Parameter]:
     """An option for every field of ``config``, nested configurations flattened with a dash.
 
     Lists are comma separated, mappings ``name=value,...``. No option has a default, so that what the user
-    gave can be told from the rest; the defaults are shown.
+    gave can be told from the rest; the defaults are shown. The fields ``first`` come first, ``skip`` not at all.
     """
-    return list(_options(config, (), frozenset(skip)))
+    names = [*first, *(name for name in config.model_fields if name not in first)]
+    return [option for name in names if name not in skip for option in _options(config, name, ())]
 
 
-def method_options(methods: Mapping[str, type[Config]], taken: Iterable[str]) -> list[click.Option]:
+def method_options(methods: Mapping[str, type[Config]], taken: Iterable[str]) -> list[click.Parameter]:
     """An option for every hyper-parameter of the methods, each once, with the methods that have it."""
     owners: dict[str, list[str]] = {}
     for name, method in methods.items():
         for key in method.model_fields:
             if key not in (*taken, "tuner"):
                 owners.setdefault(key, []).append(name)
-    options = []
+    options: list[click.Parameter] = []
     for key, names in owners.items():
         field = methods[names[0]].model_fields[key]
         only = "" if len(names) == len(methods) else f" ({', '.join(names)})"
@@ -64,7 +65,7 @@ def method_options(methods: Mapping[str, type[Config]], taken: Iterable[str]) ->
     return options
 
 
-def common_options() -> list[click.Option]:
+def common_options() -> list[click.Parameter]:
     """The options that every verb with a configuration has."""
     return [
         click.Option(["--config", "config_file"], metavar="FILE.yaml", help="Configuration file; flags win over it."),
@@ -122,15 +123,15 @@ def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _options(config: type[Config], path: tuple[str, ...], skip: frozenset[str]) -> Iterable[click.Option]:
-    for name, field in config.model_fields.items():
-        if name in skip and not path:
-            continue
-        inner = _bare(field.annotation)
-        if isinstance(inner, type) and issubclass(inner, Config):
-            yield from _options(inner, (*path, name), skip)
-        else:
-            yield _option((*path, name), field)
+def _options(config: type[Config], name: str, path: tuple[str, ...]) -> Iterable[click.Option]:
+    """The options of one field: one, or those of the configuration that it holds."""
+    field = config.model_fields[name]
+    inner = _bare(field.annotation)
+    if isinstance(inner, type) and issubclass(inner, Config):
+        for part in inner.model_fields:
+            yield from _options(inner, part, (*path, name))
+    else:
+        yield _option((*path, name), field)
 
 
 def _option(path: tuple[str, ...], field: FieldInfo, note: str = "") -> click.Option:
@@ -172,7 +173,8 @@ def _split(ctx: click.Context, param: click.Parameter, value: str | None) -> lis
 def _pairs(ctx: click.Context, param: click.Parameter, value: str | None) -> dict[str, str] | None:
     if value is None:
         return None
-    pairs = [part.partition("=") for part in value.split(",")]
+    # At the last sign: a name may hold one itself (hizoo:smooth_scale=1e-4).
+    pairs = [part.rpartition("=") for part in value.split(",")]
     if not all(equals for _, equals, _ in pairs):
         raise click.BadParameter(f"{value!r} is not name=value,name=value", ctx, param)
     return {name.strip(): text.strip() for name, _, text in pairs}

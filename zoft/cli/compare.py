@@ -1,0 +1,57 @@
+"""``zoft compare``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from finetune.compare_config import CompareConfig
+from zoft.cli import console, flags
+from zoft.errors import Interrupted
+
+EXAMPLES = """
+zoft compare --base zoft-base --optimizers mezo,hizoo --seeds 3 --output-dir runs/compare
+zoft compare --base zoft-base --tuners mine=./my-tuner --tasks review-negation,question-type
+zoft compare --optimizers mezo,hizoo:smooth_scale=1e-4 --lr-mode fixed --lrs mezo=1e-4,hizoo:smooth_scale=1e-4=3e-5
+"""
+
+
+def run(config_file: str | None, dry_run: bool, quiet: bool, debug: bool, **values: Any) -> None:
+    """Compare, then show the table."""
+    config = flags.build(CompareConfig, "compare", config_file, flags.given(values, CompareConfig))
+    if dry_run or not quiet:
+        click.echo(config.to_yaml().rstrip())
+    if dry_run:
+        return
+    from finetune.compare import compare
+
+    with console.terminating() as ended:
+        try:
+            comparison = compare(config, say=_nothing if quiet else _progress)
+        except Interrupted as error:
+            error.exit_code = 143 if ended else 130
+            raise
+    click.echo(comparison.table.rstrip())
+    click.echo(comparison.verdict)
+    click.echo(f"results: {comparison.folder}")
+
+
+def _progress(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def _nothing(line: str) -> None:
+    pass
+
+
+command = flags.verb(
+    "compare",
+    run,
+    [
+        *flags.config_options(CompareConfig, first=["base", "tasks", "optimizers", "tuners", "output_dir"]),
+        *flags.common_options(),
+    ],
+    EXAMPLES,
+    "Compare methods: every one at its own best learning rate, with the same number of forward passes, several seeds.",
+)
