@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,7 +43,8 @@ class FinetuneResult:
         zero_shot: for each split the loss and the metric before the first step.
         final: the same after the last step.
         steps: steps done, skipped ones included.
-        forwards: evaluations of a step's loss.
+        forwards: forward passes of the steps.
+        audits: forward passes besides, which check how the model uses its parameters.
         skipped: steps that were skipped because a loss was not finite.
         method: name and hyper-parameters of the method.
         sources: where lr, epsilon and batch size came from.
@@ -58,6 +60,7 @@ class FinetuneResult:
     final: dict[str, dict[str, float]]
     steps: int
     forwards: int
+    audits: int
     skipped: int
     method: dict[str, Any]
     sources: dict[str, str]
@@ -165,6 +168,7 @@ def run(
         final=_evaluated(work, loaded, config.eval_limit),
         steps=trainer.state.global_step,
         forwards=trainer.forwards,
+        audits=trainer.audits,
         skipped=trainer.skipped,
         method=method.describe(),
         sources=planned.sources,
@@ -317,6 +321,7 @@ def _stopping(trainer: TaskTrainer) -> Iterator[list[int]]:
             raise KeyboardInterrupt
         caught.append(number)
         trainer.request_stop()
+        print("stopping after this step; press Ctrl-C again to stop at once, unsaved", file=sys.stderr, flush=True)
 
     previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

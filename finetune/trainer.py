@@ -6,6 +6,7 @@ import copy
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,8 @@ class ZOTrainerMixin(CheckpointsWithoutPickles):
             L+ = L−, as when weights have grown so large that no perturbation matters.
 
     Attributes:
-        forwards: evaluations of the loss so far, each over all of a step's micro-batches.
+        forwards: forward passes of the steps so far, each over all of a step's micro-batches.
+        audits: forward passes besides, which check how the model uses its parameters; a few a run.
         skipped: steps so far that were skipped because a loss was not finite.
         last: what the latest step measured, and ``last_lr``, its learning rate.
 
@@ -83,6 +85,7 @@ class ZOTrainerMixin(CheckpointsWithoutPickles):
     ) -> None:
         self.zo_method = zo_method
         self.forwards = 0
+        self.audits = 0
         self.skipped = 0
         self.last: StepResult | None = None
         self.last_lr = math.nan
@@ -164,7 +167,8 @@ class ZOTrainerMixin(CheckpointsWithoutPickles):
         self.last_lr = float(self._zeroth_order.param_groups[0]["lr"])
 
         self.last = result = self._zeroth_order.step_on(Objective(model, loss, batches))
-        self.forwards += result.forwards
+        self.forwards += self.zo_method.forwards
+        self.audits += result.forwards - self.zo_method.forwards
         self.skipped += result.skipped
         self._watch(result)
         if self._stop_requested or self._lost_in_a_row >= self._zo_patience:
@@ -230,13 +234,15 @@ class ZOTrainerMixin(CheckpointsWithoutPickles):
     def _counters(self) -> dict[str, Any]:
         return {
             "forwards": self.forwards,
+            "audits": self.audits,
             "skipped": self.skipped,
             "lost_in_a_row": self._lost_in_a_row,
             "first_loss": self._first_loss,
         }
 
     def _set_counters(self, counters: dict[str, Any]) -> None:
-        self.forwards, self.skipped = counters["forwards"], counters["skipped"]
+        self.forwards, self.audits = counters["forwards"], counters["audits"]
+        self.skipped = counters["skipped"]
         self._lost_in_a_row, self._first_loss = counters["lost_in_a_row"], counters["first_loss"]
 
 
@@ -279,6 +285,18 @@ class TaskTrainer(ZOTrainer):
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The task's batches; they are not sharded again."""
         return DataLoader(self._batches, batch_size=1, shuffle=False, collate_fn=_only)
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], None]:
+        """The micro-batches of a step. A task's loss is a mean, so its items are not counted."""
+        return list(islice(epoch_iterator, num_batches)), None
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        # A task's batch may be anything: tensors in it are moved, the rest stays.
+        return self._prepare_input(inputs)
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """As the mixin's; 0 for batches that do not tell their tokens."""
+        return super().floating_point_ops(inputs) if isinstance(inputs, Mapping) else 0
 
     def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
         """The task's loss: of the model's logits, only those that it needs are computed."""

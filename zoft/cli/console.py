@@ -42,7 +42,7 @@ def report(error: BaseException) -> int:
         _line(f"zoft: error: {message}")
         _line(remedy)
         return UsageError.exit_code
-    _line("zoft: interrupted; nothing was running that could be saved")
+    _line("zoft: interrupted")
     return 130
 
 
