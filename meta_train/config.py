@@ -83,7 +83,7 @@ class MetaTrainConfig(Config):
     )
     network_optimizer: Literal["sgd", "adam"] = Field("adam", description="Optimizer of the PertNNs.")
     network_lr: float | None = Field(
-        3e-3,
+        5e-4,
         gt=0,
         allow_inf_nan=False,
         description="Learning rate of the PertNNs; empty: 0.1 with one task, 0.05 with several.",
