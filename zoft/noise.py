@@ -61,7 +61,8 @@ class Span:
 
     def of(self, tensor: Tensor) -> Tensor:
         """The entries of a contiguous ``tensor`` of the block's shape (a view)."""
-        return tensor.view(-1)[self.start : self.stop]
+        flat = tensor.view(-1)
+        return flat if len(self) == flat.numel() else flat[self.start : self.stop]
 
 
 def spans(block: Block, chunk: int = CHUNK) -> Iterator[Span]:
@@ -111,6 +112,10 @@ class Noise(ABC):
                 self._kept_size += 4 * len(span)
                 self._kept[index] = kept
         return kept.clone()
+
+    def may_keep(self, count: int) -> bool:
+        """Whether ``keep_bytes`` leaves room for ``count`` float32 values."""
+        return 4 * count <= self._keep_bytes
 
     def block(self, key: Key, block: Block, device: torch.device | str = "cpu") -> Tensor:
         """The whole direction of a block, float32 of the block's shape."""

@@ -39,8 +39,11 @@ def shifted(block: Block, shift: Shift) -> Tensor:
         result = torch.empty_like(source)
         for span in spans(block):
             change = shift(span)
-            values = span.of(source)
-            span.of(result).copy_(values + change if values.dtype == change.dtype else values.float() + change)
+            values, target = span.of(source), span.of(result)
+            if values.dtype == change.dtype:
+                torch.add(values, change, out=target)
+            else:
+                target.copy_(values.float() + change)
     return result
 
 
@@ -66,6 +69,11 @@ class Perturber:
         self._open: Counter[int] = Counter()
         self._ran: set[int] = set()
         self._active = False
+
+    @property
+    def numel(self) -> int:
+        """How many entries an evaluation shifts."""
+        return self._blocks.numel
 
     @property
     def read_elsewhere(self) -> list[str]:

@@ -185,13 +185,8 @@ def _measure(
 ) -> tuple[Probe, ...]:
     losses: list[float] = [objective()] if method.needs_loss_zero else []
     for draw in range(method.directions):
-        for sign in (1.0, -1.0):
-            scale = sign * method.epsilon
-
-            def shift(span: Span, draw: int = draw, scale: float = scale) -> Tensor:
-                u = raw_noise(noise, key._replace(draw=draw), span)
-                return method.direction(state, span, u).mul_(scale)
-
+        shift = _Shift(method, state, noise, key._replace(draw=draw), perturber.numel)
+        for shift.sign in (1, -1):
             losses.append(perturber.evaluate(shift, objective))
     if reduce is not None:
         losses = reduce(losses)
@@ -200,6 +195,27 @@ def _measure(
         Probe(key._replace(draw=draw), losses[2 * draw], losses[2 * draw + 1], method.epsilon, zero)
         for draw in range(method.directions)
     )
+
+
+class _Shift:
+    """±ε·z of one direction. Where the noise may keep enough, ε·z is made once for both signs."""
+
+    sign = 1
+
+    def __init__(self, method: Method, state: State, noise: Noise, key: Key, numel: int) -> None:
+        self._method, self._state, self._noise, self._key = method, state, noise, key
+        # The noise itself takes as much again.
+        self._kept: dict[tuple[int, int], Tensor] | None = {} if noise.may_keep(2 * numel) else None
+
+    def __call__(self, span: Span) -> Tensor:
+        index = (span.block.index, span.start)
+        change = self._kept.get(index) if self._kept is not None else None
+        if change is None:
+            u = raw_noise(self._noise, self._key, span)
+            change = self._method.direction(self._state, span, u).mul_(self._method.epsilon)
+            if self._kept is not None:
+                self._kept[index] = change
+        return change if self.sign > 0 else -change
 
 
 def _add(theta: Tensor, change: Tensor, key: Key, span: Span) -> None:
