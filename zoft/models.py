@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -183,9 +184,10 @@ def load_model(
         if commit and not resolved.is_local:
             options["revision"] = commit  # so that weights and tokenizer are of the same commit
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
-        model, report = auto.from_pretrained(
-            source, config=config, dtype=wanted, use_safetensors=True, output_loading_info=True, **options
-        )
+        with without_bars() if resolved.is_local else nullcontext():
+            model, report = auto.from_pretrained(
+                source, config=config, dtype=wanted, use_safetensors=True, output_loading_info=True, **options
+            )
         model = model.to(target).eval()
     except ZoftError:
         raise
@@ -210,11 +212,26 @@ def save_model(loaded: LoadedModel, folder: str | Path) -> Path:
     path = Path(folder)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        loaded.model.save_pretrained(path)
+        with without_bars():
+            loaded.model.save_pretrained(path)
         loaded.tokenizer.save_pretrained(path)
     except OSError as error:
         raise UsageError(f"cannot write the model to {path}: {error}", "Give another folder.") from error
     return path
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Within: transformers shows no progress bars; for what only reads or writes this machine's disk."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def new_causal_lm(config: Mapping[str, Any], seed: int) -> nn.Module:
