@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from zoft.errors import ArtifactError, UsageError
+from zoft.models import without_bars
 from zoft.optimizers import ZerothOrder
 
 OPTIMIZER_TENSORS, OPTIMIZER_JSON = "optimizer.safetensors", "optimizer.json"
@@ -159,7 +160,8 @@ class CheckpointsWithoutPickles:
             load_generators(Path(checkpoint), self.args.process_index)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        super()._save(output_dir, state_dict)  # type: ignore[misc]
+        with without_bars():
+            super()._save(output_dir, state_dict)  # type: ignore[misc]
         folder = Path(output_dir if output_dir is not None else self.args.output_dir)
         if self.args.should_save:
             (folder / "training_args.bin").unlink(missing_ok=True)

@@ -30,6 +30,9 @@ class Command(click.Command):
             close = [f"--{name}" for name in nearest(error.option_name.lstrip("-"), [f.lstrip("-") for f in flags])]
             hint = f"; did you mean {' or '.join(close)}?" if close else ""
             raise click.UsageError(f"unknown flag {error.option_name}{hint}", ctx) from None
+        except click.UsageError as error:
+            error.ctx = error.ctx or ctx
+            raise
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The examples, as written."""
