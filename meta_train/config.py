@@ -103,7 +103,10 @@ class MetaTrainConfig(Config):
         64, ge=0, description="MiB for each lookahead step's noise, kept instead of made again; the same numbers."
     )
     recommended_lr: float | None = Field(
-        None, gt=0, allow_inf_nan=False, description="Learning rate to recommend in the tuner; empty: the lookahead's."
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Learning rate to recommend in the tuner; empty: a quarter of the lookahead's.",
     )
 
     @field_validator("noise")

@@ -296,7 +296,7 @@ class _Run:
             "versions": report.versions(),
             "curve": report.thinned(self.curve),
         }
-        lr = config.recommended_lr or self.lookahead_lr
+        lr = config.recommended_lr or self.lookahead_lr / 4
         recommended = Recommended(lr=lr, epsilon=config.epsilon, batch_size=config.batch_size)
         tuner_config = self.tuner.config.model_copy(update={"recommended": recommended})
         self.tuner.network.requires_grad_(False)
