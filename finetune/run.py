@@ -21,6 +21,7 @@ from finetune.plan import Plan, plan
 from finetune.state import generator_states, set_generator_states
 from finetune.task import language_task
 from finetune.trainer import TaskTrainer, training_arguments
+from zoft.config import read_yaml
 from zoft.errors import DivergedError, Interrupted, UsageError
 from zoft.models import LoadedModel, load_model, save_model
 from zoft.optimizers import ZOOptimizer, get_optimizer
@@ -50,7 +51,7 @@ class FinetuneResult:
         sources: where lr, epsilon and batch size came from.
         seeds: of the directions, and of the order of the data.
         examples: examples that a figure is a mean over, for each split; None where the task does not tell.
-        seconds: wall time of the training, of this part of it if it was resumed.
+        seconds: wall time of the training with its evaluations, of this part of it if it was resumed.
         warnings: what the user should know, one sentence each.
         model: the fine-tuned model, in memory.
     """
@@ -95,7 +96,7 @@ def finetune(
         tuner: the folder of a tuner, or a tuner.
         resume: go on with the unfinished run in ``output_dir``, bit for bit.
         reporters: where scalars go besides metrics.jsonl and TensorBoard; None is the terminal.
-        settings: fields of :class:`FinetuneConfig`.
+        settings: fields of :class:`FinetuneConfig`; ``hyper`` is merged by key. None counts as not given.
 
     Raises:
         UsageError: a wrong configuration or data, or ``output_dir`` holds something else.
@@ -122,8 +123,11 @@ def finetune(
         "task": task if isinstance(task, str) else None,
         "tuner": str(tuner) if isinstance(tuner, str | Path) else None,
     }
-    base, file = _as_values(config)
-    built = FinetuneConfig.load(file, {**settings, **names}, base)
+    values = _as_values(config)
+    over = {key: value for key, value in {**settings, **names}.items() if value is not None}
+    if "hyper" in over:
+        over["hyper"] = {**(values.get("hyper") or {}), **over["hyper"]}
+    built = FinetuneConfig.build({**values, **over})
     planned = plan(built, model=loaded, task=given_task, tuner=given_tuner)
     with _global_generators_kept():
         return run(planned, model=loaded, task=given_task, resume=resume, reporters=reporters)
@@ -144,7 +148,7 @@ def run(
     loaded = model or load_model(
         str(config.model),
         dtype=config.dtype,
-        device=config.device,
+        device=_placed(config.device),
         trust_remote_code=config.trust_remote_code,
     )
     work: Task = task if task is not None else language_task(config, loaded)
@@ -162,6 +166,7 @@ def run(
     finally:
         for reporter in opened:
             reporter.close()
+    seconds = round(time.perf_counter() - started, 3)
     result = FinetuneResult(
         folder=folder.path,
         zero_shot=zero_shot,
@@ -174,7 +179,7 @@ def run(
         sources=planned.sources,
         seeds={"directions": config.seed, "data": config.seed},
         examples=examples,
-        seconds=round(time.perf_counter() - started, 3),
+        seconds=seconds,
         model=loaded,
     )
     result.warnings = _warnings(result)
@@ -354,11 +359,15 @@ def _warnings(result: FinetuneResult) -> list[str]:
     return notes
 
 
-def _as_values(config: FinetuneConfig | Mapping[str, Any] | str | Path | None) -> tuple[dict[str, Any], Path | None]:
-    if config is None:
-        return {}, None
+def _as_values(config: FinetuneConfig | Mapping[str, Any] | str | Path | None) -> dict[str, Any]:
     if isinstance(config, FinetuneConfig):
-        return config.to_dict(), None
+        return config.to_dict()
     if isinstance(config, str | Path):
-        return {}, Path(config)
-    return dict(config), None
+        return read_yaml(config)
+    return dict(config or {})
+
+
+def _placed(device: str) -> str:
+    """The accelerator of this process, where a launcher runs one process for each."""
+    local = os.environ.get("LOCAL_RANK")
+    return f"cuda:{local}" if device == "cuda" and local is not None else device

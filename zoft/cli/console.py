@@ -26,6 +26,11 @@ def nearest_sentence(kind: str, name: str, known: Iterable[str]) -> str:
     return f"unknown {kind} {name!r}; {hint}"
 
 
+def is_main_process() -> bool:
+    """Whether this is the process that speaks, of those that a launcher such as torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def report(error: BaseException) -> int:
     """Print cause and remedy on standard error.
 

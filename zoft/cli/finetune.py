@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from finetune.config import FinetuneConfig
-from zoft.cli import flags
+from zoft.cli import console, flags
 from zoft.optimizers import OPTIMIZERS
 
 EXAMPLES = """
@@ -31,6 +31,7 @@ def run(config_file: str | None, dry_run: bool, quiet: bool, debug: bool, resume
         given["hyper"] = hyper
     config = flags.build(FinetuneConfig, "finetune", config_file, given)
     planned = plan(config)
+    quiet = quiet or not console.is_main_process()
     if dry_run or not quiet:
         click.echo(planned.config.to_yaml().rstrip())
         for line in planned.describe():
@@ -38,6 +39,8 @@ def run(config_file: str | None, dry_run: bool, quiet: bool, debug: bool, resume
     if dry_run:
         return
     result = finetune(config, resume=resume, reporters=[] if quiet else None)
+    if not console.is_main_process():
+        return
     click.echo("\n".join(_table(result.zero_shot, result.final)))
     click.echo(f"{result.forwards} forwards in {result.steps} steps, {result.seconds:.1f} s")
     click.echo(f"model: {result.folder / 'final'}")

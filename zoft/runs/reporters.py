@@ -115,7 +115,9 @@ class ConsoleReporter:
         fresh = {name: value for name, value in values.items() if name.startswith("validation/")}
         self._shown |= fresh
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, text=self._text(self._shown))
+            short = {name.removeprefix("validation/"): value for name, value in self._shown.items()}
+            text = "  ".join(f"{name} {value:.3f}" for name, value in short.items())
+            self._bar.update(self._task, completed=step, text=self._text({}) + (f"  val {text}" if text else ""))
             return
         if self._line is not None and self._line[0] != step:
             self._print()
@@ -153,13 +155,14 @@ def _progress_bar(total: int, label: str, start: int) -> tuple[Any, Any]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    console = Console(stderr=True)
     bar = Progress(
-        TextColumn(label),
-        BarColumn(bar_width=24),
+        *([TextColumn(label)] if console.width >= 100 else []),
+        BarColumn(bar_width=16),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[text]}"),
-        console=Console(stderr=True),
+        console=console,
     )
     task = bar.add_task("", total=total, completed=start, text="")
     bar.start()
