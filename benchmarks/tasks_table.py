@@ -35,11 +35,11 @@ BASE = ROOT / "zoft" / "assets" / "base"
 COMMAND = "python benchmarks/tasks_table.py"
 
 RATES = (1e-3, 3e-4, 2e-3)
-STEPS = 600
+STEPS = 500
 CHECK = 50
 BATCH = 32
 ENOUGH = 0.98
-PROBES = 2
+PROBES = 1
 PROBE_BATCH = 20
 
 

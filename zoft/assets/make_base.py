@@ -40,7 +40,7 @@ from zoft.tasks.offline.prose import documents
 SHIPPED = Path(__file__).parent / "base"
 SPECIAL = ("<pad>", "<bos>", "<eos>")
 
-STEPS = 8000
+STEPS = 5000
 SEED = 0
 BATCH = 16
 LENGTH = 64
@@ -48,6 +48,7 @@ RATE = 3e-3
 WARM_UP = 200
 HIDDEN = 96
 SPREAD = 0.08
+THETA = 200.0
 MERGES = 96
 SAMPLE = 20_000
 PROMPT_WEIGHT = 0.2
@@ -98,6 +99,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalL
         num_key_value_heads=4,
         max_position_embeddings=512,
         tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": THETA},
         initializer_range=SPREAD,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
@@ -189,6 +191,19 @@ def make(
         loss = train(model, tokenizer, steps, seed, report or _ignore)
     finally:
         torch.set_num_threads(threads)
+    return save(folder, model, tokenizer, steps, seed, loss, time.monotonic() - started)
+
+
+def save(
+    folder: Path,
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    steps: int,
+    seed: int,
+    loss: float,
+    seconds: float,
+) -> dict[str, Any]:
+    """Write the base and ``make_base.json``, and return what the latter holds."""
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -199,7 +214,7 @@ def make(
         "tokens": steps * BATCH * LENGTH,
         "parameters": sum(value.numel() for value in model.parameters()),
         "final_loss": round(loss, 4),
-        "seconds": round(time.monotonic() - started),
+        "seconds": round(seconds),
         "sha256": sha256(folder / "model.safetensors"),
         "platform": {
             "machine": platform.machine(),

@@ -8,41 +8,34 @@ from __future__ import annotations
 
 from zoft.tasks.offline.choice import ChoiceCause, ChoiceKind
 from zoft.tasks.offline.classification import (
-    EntailKind,
-    EntailOpposite,
-    EntailPlace,
+    EntailAdverb,
+    EntailImplicative,
+    EntailQuantifier,
     Headline,
     Mood,
     QuestionType,
     ReviewContrast,
     ReviewNegation,
-    TopicMixed,
+    TopicLast,
 )
-from zoft.tasks.offline.completion import (
-    ListItem,
-    QuestionColour,
-    QuestionOwner,
-    QuestionPlace,
-    RewriteOpposite,
-)
+from zoft.tasks.offline.completion import ListItem, QuestionColour, QuestionPlace, RewriteOpposite
 from zoft.tasks.offline.family import OfflineTask
 
 OFFLINE_TASKS: tuple[type[OfflineTask], ...] = (
     ReviewContrast,
-    TopicMixed,
-    EntailKind,
+    TopicLast,
+    EntailImplicative,
     ChoiceCause,
-    QuestionOwner,
+    QuestionPlace,
     RewriteOpposite,
     ReviewNegation,
     QuestionType,
-    EntailOpposite,
-    QuestionPlace,
+    EntailQuantifier,
+    QuestionColour,
     Mood,
     Headline,
-    EntailPlace,
+    EntailAdverb,
     ChoiceKind,
-    QuestionColour,
     ListItem,
 )
 

@@ -10,9 +10,9 @@ from zoft.tasks.offline.grammar import Words, article
 
 
 class ChoiceCause(OfflineTask):
-    """What did somebody do because of how they were?
+    """What did somebody do because of how they were last?
 
-    Hard: somebody else may be in another state, whose consequence is then the other candidate.
+    Hard: they may have been in another state before, whose consequence is then the other candidate.
     """
 
     name: ClassVar[str] = "choice-cause"
@@ -20,21 +20,19 @@ class ChoiceCause(OfflineTask):
     kind: ClassVar[str] = "choice"
 
     def draw(self, words: Words) -> Draw:
-        causes = words.rng.sample(lexicon.CAUSES, 2)
-        names = words.names(2)
-        asked = words.rng.randrange(2)
-        acts = [words.rng.choice(wordings) for _, wordings in causes]
-        told = [f"{who} was {state}" for who, (state, _) in zip(names, causes, strict=True)]
+        (before, others), (now, acts) = words.rng.sample(lexicon.CAUSES, 2)
+        act, other = words.rng.choice(acts), words.rng.choice(others)
+        who = words.names(1)[0]
         clear = words.chance(0.4)
-        told = [told[asked]] if clear else told
-        prompt = f"{' and '.join(told)}, so {names[asked]}"
-        return choose(prompt, words.shuffled(acts), acts[asked], () if clear else (acts[1 - asked],))
+        then = words.rng.choice(("and then", "and later", "but soon"))
+        state = f"{now} at the {words.one(lexicon.PLACES)}" if clear else f"{before} {then} {now}"
+        return choose(f"{who} was {state}, so {who}", words.shuffled([act, other]), act, () if clear else (other,))
 
 
 class ChoiceKind(OfflineTask):
-    """Which of four things that two people drew is somebody's bird, tool, tree?
+    """Which of three things is the first, or the last, bird, tool, tree among them?
 
-    Hard: the other person may have drawn one of the same kind.
+    Hard: two of them may be of that kind, and the base has read either one given.
     """
 
     name: ClassVar[str] = "choice-kind"
@@ -42,16 +40,11 @@ class ChoiceKind(OfflineTask):
     kind: ClassVar[str] = "choice"
 
     def draw(self, words: Words) -> Draw:
-        names = words.names(2)
-        (kind, member), (_, second), (_, third), (_, fourth) = words.members(4)
+        (kind, member), (_, second), (_, third) = words.members(3)
         rival = next(word for word in words.some(lexicon.KINDS[kind], 2) if word != member)
         clear = words.chance(0.45)
-        pairs = [words.shuffled([member, second]), words.shuffled([third, fourth if clear else rival])]
-        asked = words.rng.randrange(2)
-        one, two = pairs if asked == 0 else pairs[::-1]
-        told = ". ".join(
-            f"{who} drew {article(first)} and {article(last)}"
-            for who, (first, last) in zip(names, (one, two), strict=True)
-        )
-        prompt = f"{told}. The {kind} of {names[asked]} was the"
-        return choose(prompt, words.shuffled([*one, *two]), member, () if clear else (rival,))
+        drawn = words.shuffled([member, second, third if clear else rival])
+        last = (not clear and drawn.index(member) > drawn.index(rival)) or (clear and words.chance(0.5))
+        told = f"{article(drawn[0])}, {article(drawn[1])} and {article(drawn[2])}"
+        prompt = f"{words.names(1)[0]} drew {told}. The {'last' if last else 'first'} {kind} was the"
+        return choose(prompt, words.shuffled(drawn), member, () if clear else (rival,))

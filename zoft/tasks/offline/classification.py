@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from zoft.tasks.offline import lexicon
 from zoft.tasks.offline.family import Draw, OfflineTask, choose
-from zoft.tasks.offline.grammar import Words, article
+from zoft.tasks.offline.grammar import Words
 
 VERDICTS = ("good", "bad")
 TRUTH = ("yes", "no")
@@ -70,9 +70,9 @@ class ReviewNegation(OfflineTask):
 
 
 class Mood(OfflineTask):
-    """How does one of up to three people feel, told by what each did?
+    """How did somebody feel at first, or in the end, told by what they did one after the other?
 
-    Hard: the others did other things, and the rarer verbs of feeling are seldom in the base's text.
+    Hard: what came before or after tells of another feeling, and the base has read either one given.
     """
 
     name: ClassVar[str] = "mood"
@@ -80,20 +80,21 @@ class Mood(OfflineTask):
     kind: ClassVar[str] = "classification"
 
     def draw(self, words: Words) -> Draw:
-        count = words.rng.choice((1, 2, 3))
-        feelings = words.rng.sample(MOODS, count)
-        names = words.names(count)
-        told = [f"{who} {words.one(lexicon.MOODS[mood])}." for who, mood in zip(names, feelings, strict=True)]
-        asked = words.rng.randrange(count)
-        rivals = feelings[:asked] + feelings[asked + 1 :]
-        return choose(f"{' '.join(told)} {names[asked]} felt", MOODS, feelings[asked], rivals)
+        feelings = words.rng.sample(MOODS, 2)
+        if words.chance(0.35):
+            feelings[1] = feelings[0]
+        first, last = (words.one(lexicon.MOODS[mood]) for mood in feelings)
+        asked = words.rng.randrange(2)
+        who = words.names(1)[0]
+        rivals = () if feelings[0] == feelings[1] else (feelings[1 - asked],)
+        prompt = f"{who} {first} and then {last}. {('At first', 'In the end')[asked]} {who} felt"
+        return choose(prompt, MOODS, feelings[asked], rivals)
 
 
 class TopicMixed(OfflineTask):
-    """Which topic do two of three news sentences share?
+    """Which topic do two of three news sentences share? A form of the base's text, not a task of the family.
 
-    Hard: the third sentence may be of another topic and stands anywhere; the base has read such news
-    under either topic.
+    The base, which read such news under either topic, leans to the common one too far for a task.
     """
 
     name: ClassVar[str] = "topic-mixed"
@@ -101,11 +102,32 @@ class TopicMixed(OfflineTask):
     kind: ClassVar[str] = "classification"
 
     def draw(self, words: Words) -> Draw:
+        prompt, topics, topic = self.told(words)
+        rivals = [other for other in dict.fromkeys(topics) if other != topic]
+        return choose(prompt, TOPICS, topic, rivals)
+
+    def told(self, words: Words) -> tuple[str, list[str], str]:
+        """The prompt, the topics of its three sentences, and the topic that two of them share."""
         topic, other = words.rng.sample(TOPICS, 2)
         third = topic if words.chance(0.35) else other
-        told = words.shuffled([words.news(topic), words.news(topic), words.news(third)])
-        rivals = () if third == topic else (other,)
-        return choose(f"News: {'. '.join(told)}. Topic:", TOPICS, topic, rivals)
+        sentences = [(words.news(each), each) for each in (topic, topic, third)]
+        shuffled = words.rng.sample(sentences, len(sentences))
+        text = ". ".join(sentence for sentence, _ in shuffled)
+        return f"News: {text}. Topic:", [each for _, each in shuffled], topic
+
+
+class TopicLast(TopicMixed):
+    """Which topic has the last of three news sentences?
+
+    Hard: the sentences before it may be of another topic, alone or together, and the base leans to the
+    topic that two of the three share.
+    """
+
+    name: ClassVar[str] = "topic-last"
+
+    def draw(self, words: Words) -> Draw:
+        prompt, topics, _ = self.told(words)
+        return choose(prompt, TOPICS, topics[-1])
 
 
 class Headline(OfflineTask):
@@ -146,75 +168,67 @@ class QuestionType(OfflineTask):
         return choose(f"Question: {text} It asks for a", ASKED, kind, (other,) if form < 2 else ())
 
 
-class EntailKind(OfflineTask):
-    """Did a person see a member of a kind (a bird, a tool)? Two people saw different things.
+class EntailImplicative(OfflineTask):
+    """Was something done by somebody who managed to, forgot to, or did not fail to do it?
 
-    Hard: the wrong kind asked for is often what the other person saw.
+    Hard: a negation turns the verb round, and the base has read negated ones answered either way.
     """
 
-    name: ClassVar[str] = "entail-kind"
+    name: ClassVar[str] = "entail-implicative"
     role: ClassVar[str] = "meta-training"
     kind: ClassVar[str] = "classification"
 
     def draw(self, words: Words) -> Draw:
         true = words.chance(0.5)
-        seen = words.members(3)
-        asked = words.rng.randrange(2)
-        count = 1 if words.chance(0.3) else 2
-        names = words.names(2)
-        told = [f"{who} saw {article(what)}" for who, (_, what) in zip(names, seen, strict=False)]
-        told = told if count == 2 else [told[asked]]
-        wrong = seen[1 - asked] if count == 2 and words.chance(0.7) else seen[2]
-        kind = (seen[asked] if true else wrong)[0]
-        rivals = (TRUTH[true],) if count == 2 and wrong is not seen[2] else ()
-        prompt = f"{' and '.join(told)}. Did {names[asked]} see {article(kind)}?"
-        return choose(prompt, TRUTH, TRUTH[not true], rivals)
+        negated = words.chance(0.6)
+        past, plain = words.rng.choice(lexicon.IMPLICATIVES[true != negated])
+        act = f"{words.one(tuple(lexicon.ACTS))} the {words.one(lexicon.THINGS)}"
+        who = words.names(1)[0]
+        told = f"{who} did not {plain} to {act}" if negated else f"{who} {past} to {act}"
+        rivals = (TRUTH[true],) if negated else ()
+        return choose(f"{told}. Did {who} {act}?", TRUTH, TRUTH[not true], rivals)
 
 
-class EntailOpposite(OfflineTask):
-    """Does a claim about one of two things follow, where it is said in a synonym or its opposite?
+class EntailQuantifier(OfflineTask):
+    """Does something hold for anybody, or for everybody, of all, some or none of a group?
 
-    Hard: the claim uses another word than the text, and a second thing is often there to confuse.
+    Hard: "most", "some" and their like are true of anybody and false of everybody; the base has read
+    them answered either way.
     """
 
-    name: ClassVar[str] = "entail-opposite"
+    name: ClassVar[str] = "entail-quantifier"
     role: ClassVar[str] = "development"
     kind: ClassVar[str] = "classification"
 
     def draw(self, words: Words) -> Draw:
         true = words.chance(0.5)
-        count = 1 if words.chance(0.4) else 2
-        things = words.some(lexicon.THINGS, count)
-        sides = words.sides(count)
-        told = [words.rng.choice(side) for side, _ in sides]
-        asked = words.rng.randrange(count)
-        same, opposite = sides[asked]
-        claim = words.rng.choice([word for word in same if word != told[asked]] if true else opposite)
-        text = " and ".join(f"the {thing} was {word}" for thing, word in zip(things, told, strict=True))
-        rivals = (TRUTH[true],) if count == 2 else ()
-        prompt = f"Suppose {text}. Was the {things[asked]} {claim}?"
-        return choose(prompt, TRUTH, TRUTH[not true], rivals)
+        between = words.chance(0.6)
+        everybody = not true if between else words.chance(0.5)
+        quantifier = words.rng.choice(lexicon.QUANTIFIERS[1 if between else 0 if true else 2])
+        aspect, verb = words.one(lexicon.ASPECTS), words.one(tuple(lexicon.OPINIONS))
+        told = f"{quantifier} {words.one(lexicon.GUESTS)} {lexicon.OPINIONS[verb]} the {aspect}".capitalize()
+        whom = "everybody" if everybody else "anybody"
+        rivals = (TRUTH[true],) if between else ()
+        return choose(f"{told}. Did {whom} {verb} the {aspect}?", TRUTH, TRUTH[not true], rivals)
 
 
-class EntailPlace(OfflineTask):
-    """Is a claim about where somebody is true, among up to three people?
+class EntailAdverb(OfflineTask):
+    """Was something done in the end by somebody who nearly, gladly or never did it?
 
-    Hard: false claims name the place of somebody else, and the base has read such claims judged either way.
+    Hard: there may be two attempts, of which the last decides; the base has read them answered either way.
     """
 
-    name: ClassVar[str] = "entail-place"
+    name: ClassVar[str] = "entail-adverb"
     role: ClassVar[str] = "held-out"
     kind: ClassVar[str] = "classification"
 
     def draw(self, words: Words) -> Draw:
         true = words.chance(0.5)
-        count = 1 if words.chance(0.4) else 3
-        names = words.names(count)
-        places = words.some(lexicon.PLACES, 4)
-        told = [f"{who} is at the {place}." for who, place in zip(names, places, strict=False)]
-        asked = words.rng.randrange(count)
-        place = places[asked if true else (asked + 1) % 3]
-        right = "true" if true else "false"
-        rivals = ("false" if true else "true",) if count == 3 else ()
-        prompt = f"{' '.join(told)} {names[asked]} is at the {place}. True or false? This is"
-        return choose(prompt, ("true", "false"), right, rivals)
+        clear = words.chance(0.4)
+        verb, thing = words.one(tuple(lexicon.ACTS)), words.one(lexicon.THINGS)
+        who = words.names(1)[0]
+        told = f"{words.one(lexicon.ADVERBS[true])} {lexicon.ACTS[verb]} the {thing}"
+        if not clear:
+            told = f"{words.one(lexicon.ADVERBS[not true])} and then {told}"
+        rivals = () if clear else (TRUTH[true],)
+        return choose(f"{who} {told}. Did {who} {verb} the {thing}?", TRUTH, TRUTH[not true], rivals)

@@ -144,3 +144,40 @@ ASKED = {
     "number": ("how many people", "what total of guests", "what count of men"),
     "reason": ("why is it that somebody", "for what cause was it that he", "what made it so that she"),
 }
+
+#: verb -> its past
+ACTS = {
+    "find": "found",
+    "open": "opened",
+    "sell": "sold",
+    "paint": "painted",
+    "wash": "washed",
+    "break": "broke",
+    "lift": "lifted",
+    "hide": "hid",
+    "mend": "mended",
+    "burn": "burned",
+}
+
+#: what somebody did about an act -> whether the act was done
+IMPLICATIVES = {
+    True: (("managed", "manage"), ("remembered", "remember"), ("dared", "dare"), ("chose", "choose")),
+    False: (("failed", "fail"), ("forgot", "forget"), ("refused", "refuse"), ("declined", "decline")),
+}
+
+#: adverb before an act -> whether the act was done
+ADVERBS = {
+    True: _split("really surely quickly proudly gladly finally indeed calmly"),
+    False: _split("nearly almost hardly scarcely never barely"),
+}
+
+#: quantifiers that hold for everybody, for some, for nobody
+QUANTIFIERS = (
+    ("all the", "every one of the", "each of the"),
+    ("most of the", "many of the", "some of the", "several of the", "two of the", "half of the"),
+    ("none of the", "not one of the", "zero of the"),
+)
+GUESTS = _split("guests pupils players sailors nurses farmers cousins pilots")
+
+#: verb of opinion -> its past
+OPINIONS = {"like": "liked", "hate": "hated", "praise": "praised", "enjoy": "enjoyed", "notice": "noticed"}
