@@ -21,8 +21,14 @@ from tests.tiny import save_tiny
 from zoft.cli import VERBS, LazyGroup, cli, main
 from zoft.errors import ArtifactError, DivergedError, DoesNotFitError, IncompatibleError, Interrupted, UsageError
 from zoft.optimizers import OPTIMIZERS
+from zoft.tasks import TASKS, tasks_with_role
 
 ROOT = Path(__file__).parent.parent
+
+LEARNED, DEVELOPED, HELD_OUT = (tasks_with_role(role)[0] for role in ("meta-training", "development", "held-out"))
+
+#: A name that is nearest to HELD_OUT.
+MISSPELT = HELD_OUT + HELD_OUT[-1]
 
 TINY = ["--steps", "2", "--batch-size", "2", "--eval-limit", "4", "--device", "cpu", "--quiet"]
 
@@ -81,6 +87,16 @@ def test_every_verb_has_help_with_examples(capsys: pytest.CaptureFixture[str]) -
         assert "--debug" in out
 
 
+def test_examples_name_tasks_that_there_are() -> None:
+    named = []
+    for name in VERBS:
+        command = cli.get_command(click.Context(cli), name)
+        for values in re.findall(r"--tasks? (\S+)", getattr(command, "epilog", None) or ""):
+            named += values.split(",")
+    assert len(named) > 5
+    assert set(named) <= set(TASKS)
+
+
 def test_every_flag_is_explained() -> None:
     for name in VERBS:
         command = cli.get_command(click.Context(cli), name)
@@ -97,13 +113,13 @@ def test_flags_follow_the_registry(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_dry_run_prints_a_configuration_that_can_be_read_back(capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--model", "zoft-base", "--task", "mood", "--optimizer", "hizoo", "--smooth-scale", "1e-5"]
+    flags = ["--model", "zoft-base", "--task", HELD_OUT, "--optimizer", "hizoo", "--smooth-scale", "1e-5"]
     code, out, err = run(capsys, "finetune", *flags, "--lr", "2e-6", "--eval-limit", "none", "--dry-run")
     assert (code, err) == (0, "")
     values = yaml.safe_load(out)
     assert values["hyper"] == {"lr": 2e-6, "epsilon": 1e-3, "smooth_scale": 1e-5}
     assert values["eval_limit"] is None
-    assert values["output_dir"] == "runs/mood-zoft-base-hizoo-0"
+    assert values["output_dir"] == f"runs/{HELD_OUT}-zoft-base-hizoo-0"
     assert "# lr 2e-06: as given" in out
     Path("run.yaml").write_text(out)
     again = run(capsys, "finetune", "--config", "run.yaml", "--seed", "5", "--dry-run")[1]
@@ -122,7 +138,7 @@ def test_nested_flags_and_recipes(capsys: pytest.CaptureFixture[str]) -> None:
         "--steps",
         "9",
         "--tasks",
-        "topic-mixed",
+        LEARNED,
     ]
     code, out, _ = run(capsys, "meta-train", *args, "--no-restart-sigma", "--dry-run")
     assert code == 0
@@ -132,7 +148,7 @@ def test_nested_flags_and_recipes(capsys: pytest.CaptureFixture[str]) -> None:
     assert values["network"]["features"] == "raw"  # of the recipe
     assert values["steps"] == 9
     assert values["restart_sigma"] is False
-    assert values["tasks"] == ["topic-mixed"]
+    assert values["tasks"] == [LEARNED]
 
 
 def test_files_with_configurations_say_their_command_and_it_runs_dry(
@@ -148,7 +164,7 @@ def test_files_with_configurations_say_their_command_and_it_runs_dry(
         if words[:2] not in (["zoft", "finetune"], ["zoft", "meta-train"]):
             continue
         words = [str(ROOT / word) if word.startswith("finetune/configs/") else word for word in words]
-        words = [{"BASE": "zoft-base", "TASK,...": "topic-mixed", "FOLDER": "out"}.get(word, word) for word in words]
+        words = [{"BASE": "zoft-base", "TASK,...": LEARNED, "FOLDER": "out"}.get(word, word) for word in words]
         code, _, err = run(capsys, *words[1:], "--dry-run")
         assert (code, err) == (0, ""), file
         tried += 1
@@ -191,7 +207,7 @@ def test_progress_and_the_resolved_configuration_are_shown(base: str, capsys: py
 
 
 def test_meta_training_and_its_tuner(base: str, capsys: pytest.CaptureFixture[str]) -> None:
-    args = ["meta-train", "--base", "zoft-base", "--tasks", "topic-mixed", "--steps", "2", "--batch-size", "2"]
+    args = ["meta-train", "--base", "zoft-base", "--tasks", LEARNED, "--steps", "2", "--batch-size", "2"]
     args += ["--lookahead-steps", "1", "--log-every", "1", "--quiet", "--output-dir", "tuner"]
     code, out, err = run(capsys, *args)
     assert (code, out, err) == (0, "tuner: tuner\n", "")
@@ -205,27 +221,27 @@ def test_meta_training_and_its_tuner(base: str, capsys: pytest.CaptureFixture[st
     assert run(capsys, *args, "--resume")[0] == 0
     code, out, _ = run(capsys, "tuner", "show", "tuner")
     assert code == 0
-    for word in ("zoft-base", "topic-mixed", "recommended", "median"):
+    for word in ("zoft-base", LEARNED, "recommended", "median"):
         assert word in out
     assert json.loads(run(capsys, "tuner", "show", "tuner", "--json")[1])["base"] == "zoft-base"
-    code, _, err = run(capsys, "finetune", "--tuner", "tuner", "--model", base, "--task", "mood", "--quiet")
+    code, _, err = run(capsys, "finetune", "--tuner", "tuner", "--model", base, "--task", HELD_OUT, "--quiet")
     assert code == 4
     assert re.search(r"\d+ of \d+ blocks match; .*; .*; .* more\)", err)
     assert one_or_two_lines(err)
 
 
 def test_roles_of_tasks(capsys: pytest.CaptureFixture[str]) -> None:
-    code, _, err = run(capsys, "meta-train", "--tasks", "topic-mixed,mood", "--dry-run")
+    code, _, err = run(capsys, "meta-train", "--tasks", f"{LEARNED},{HELD_OUT}", "--dry-run")
     assert code == 2
-    assert "mood: results are reported on held-out tasks" in err
+    assert f"{HELD_OUT}: results are reported on held-out tasks" in err
     assert "--allow-held-out" in err
-    assert run(capsys, "meta-train", "--tasks", "mood", "--allow-held-out", "--dry-run")[0] == 0
-    code, _, err = run(capsys, "meta-train", "--tasks", "question-type", "--dry-run")
+    assert run(capsys, "meta-train", "--tasks", HELD_OUT, "--allow-held-out", "--dry-run")[0] == 0
+    code, _, err = run(capsys, "meta-train", "--tasks", DEVELOPED, "--dry-run")
     assert code == 0
-    assert err.startswith("zoft: warning: question-type: ")
+    assert err.startswith(f"zoft: warning: {DEVELOPED}: ")
 
 
-MODEL_AND_TASK = ["--model", "zoft-base", "--task", "mood"]
+MODEL_AND_TASK = ["--model", "zoft-base", "--task", HELD_OUT]
 
 
 @pytest.mark.parametrize(
@@ -234,7 +250,7 @@ MODEL_AND_TASK = ["--model", "zoft-base", "--task", "mood"]
         (["finetun"], ["unknown command 'finetun'", "did you mean finetune", "zoft --help"]),
         (["finetune", "--stepz", "3"], ["unknown flag --stepz", "did you mean --steps"]),
         (["finetune", "--steps"], ["requires an argument", "zoft finetune --help"]),
-        (["finetune", "--model", "zoft-bas", "--task", "moood"], ["zoft-base", "did you mean mood"]),
+        (["finetune", "--model", "zoft-bas", "--task", MISSPELT], ["zoft-base", f"did you mean {HELD_OUT}"]),
         (["finetune", *MODEL_AND_TASK], ["no method is given", "mezo"]),
         (["finetune", *MODEL_AND_TASK, "--optimizer", "hizo"], ["unknown optimizer 'hizo'", "hizoo"]),
         (["finetune", *MODEL_AND_TASK, "--optimizer", "mezo", "--smooth-scale", "1"], ["one of hizoo"]),
@@ -243,7 +259,7 @@ MODEL_AND_TASK = ["--model", "zoft-base", "--task", "mood"]
         (["finetune", "--columns", "text"], ["not name=value"]),
         (["meta-train", "--recipe", "papr", "--base", "llama-2-7"], ["did you mean paper", "llama-2-7b"]),
         (["meta-train", "--network-output", "relu"], ["network.output", "'abs', 'exp' or 'bounded'"]),
-        (["evaluate", "--task", "mood"], ["no model is given", "--model"]),
+        (["evaluate", "--task", HELD_OUT], ["no model is given", "--model"]),
         (["evaluate", *MODEL_AND_TASK, "--splits", "dev"], ["splits.0"]),
         (["tuner", "shw"], ["shw"]),
     ],
@@ -257,11 +273,11 @@ def test_usage_errors(args: list[str], words: list[str], capsys: pytest.CaptureF
 
 
 def test_unknown_keys_of_a_file_are_named_together(capsys: pytest.CaptureFixture[str]) -> None:
-    Path("bad.yaml").write_text("stepz: 3\nbatchsize: 4\ntask: moood\n")
+    Path("bad.yaml").write_text(f"stepz: 3\nbatchsize: 4\ntask: {MISSPELT}\n")
     code, _, err = run(capsys, "finetune", "--config", "bad.yaml")
     assert code == 2
     assert one_or_two_lines(err)
-    for word in ("bad.yaml: ", "did you mean steps?", "batch_size", "mood"):
+    for word in ("bad.yaml: ", "did you mean steps?", "batch_size", HELD_OUT):
         assert word in err
 
 
@@ -284,13 +300,13 @@ def test_data_that_cannot_be_used(base: str, capsys: pytest.CaptureFixture[str])
 
 def test_artifacts_that_cannot_be_had(base: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("old.pth").write_bytes(b"\x80\x04.")
-    code, _, err = run(capsys, "finetune", "--tuner", "old.pth", "--task", "mood")
+    code, _, err = run(capsys, "finetune", "--tuner", "old.pth", "--task", HELD_OUT)
     assert code == 3
     assert "zoft tuner convert" in err
-    code, _, err = run(capsys, "finetune", "--tuner", "./absent", "--task", "mood")
+    code, _, err = run(capsys, "finetune", "--tuner", "./absent", "--task", HELD_OUT)
     assert code == 3
     assert one_or_two_lines(err)
-    code, _, err = run(capsys, "evaluate", "--model", "./absent", "--task", "mood")
+    code, _, err = run(capsys, "evaluate", "--model", "./absent", "--task", HELD_OUT)
     assert code == 3
     assert one_or_two_lines(err)
 

@@ -17,9 +17,12 @@ from finetune.plan import plan
 from tests.tiny import CAUSAL_FAMILIES, save_tiny, tiny_model, tiny_tokenizer
 from zoft.errors import DivergedError, IncompatibleError, UsageError
 from zoft.models import LoadedModel
+from zoft.tasks import tasks_with_role
 from zoft.tasks.dataset import load_dataset_task
 from zoft.tasks.lm import LMTask
 from zoft.tuner import Tuner
+
+HELD_OUT = tasks_with_role("held-out")[0]
 
 QUIET: dict[str, Any] = {"reporters": [], "eval_limit": 8, "save_every": 0, "eval_every": 0, "device": "cpu"}
 
@@ -141,13 +144,13 @@ def test_a_config_file_and_settings_on_top(tmp_path: Path) -> None:
 def test_the_tuner_brings_method_base_and_settings(tmp_path: Path) -> None:
     loaded = tiny_loaded()
     folder = untrained(loaded, lr=2e-5, epsilon=2e-3, batch_size=4).save_pretrained(tmp_path / "tuner")
-    planned = plan(FinetuneConfig.build({"tuner": str(folder), "task": "mood", "model": "zoft-base"}))
+    planned = plan(FinetuneConfig.build({"tuner": str(folder), "task": HELD_OUT, "model": "zoft-base"}))
     assert planned.config.optimizer == "zo-finetuner"
     assert planned.config.hyper == {"lr": 2e-5, "epsilon": 2e-3}
     assert planned.config.batch_size == 4
     assert planned.describe()[0] == "lr 2e-05: recommended by the tuner"
     given = plan(
-        FinetuneConfig.build({"tuner": str(folder), "task": "mood", "hyper": {"lr": "3e-5"}, "optimizer": "mezo"})
+        FinetuneConfig.build({"tuner": str(folder), "task": HELD_OUT, "hyper": {"lr": "3e-5"}, "optimizer": "mezo"})
     )
     assert given.config.hyper["lr"] == 3e-5
     assert given.sources["lr"] == "as given"
@@ -190,18 +193,25 @@ def test_everything_that_is_missing_is_said_at_once() -> None:
         plan(FinetuneConfig())
     assert [word in caught.value.cause for word in ("method", "model", "task")] == [True] * 3
     with pytest.raises(UsageError, match="needs a tuner"):
-        plan(FinetuneConfig.build({"optimizer": "zo-finetuner", "model": "zoft-base", "task": "mood"}))
+        plan(FinetuneConfig.build({"optimizer": "zo-finetuner", "model": "zoft-base", "task": HELD_OUT}))
     with pytest.raises(UsageError, match="both a task and a data set"):
-        plan(FinetuneConfig.build({"optimizer": "mezo", "model": "zoft-base", "task": "mood", "dataset": "x.jsonl"}))
+        plan(FinetuneConfig.build({"optimizer": "mezo", "model": "zoft-base", "task": HELD_OUT, "dataset": "x.jsonl"}))
     with pytest.raises(UsageError, match="template given without"):
-        plan(FinetuneConfig.build({"optimizer": "mezo", "model": "zoft-base", "task": "mood", "template": "{text}"}))
+        plan(FinetuneConfig.build({"optimizer": "mezo", "model": "zoft-base", "task": HELD_OUT, "template": "{text}"}))
 
 
 def test_wrong_names_and_values_are_all_said_at_once() -> None:
-    values = {"model": "zoft-bas", "task": "moood", "optimizer": "mezoo", "noise": "gaussian", "stepz": 3, "steps": 0}
+    values = {
+        "model": "zoft-bas",
+        "task": HELD_OUT + HELD_OUT[-1],
+        "optimizer": "mezoo",
+        "noise": "gaussian",
+        "stepz": 3,
+        "steps": 0,
+    }
     with pytest.raises(UsageError) as caught:
         FinetuneConfig.build(values)
-    for hint in ("zoft-base", "mood", "mezo", "gaussian-table", "steps?", "greater than or equal to 1"):
+    for hint in ("zoft-base", HELD_OUT, "mezo", "gaussian-table", "steps?", "greater than or equal to 1"):
         assert hint in caught.value.cause
 
 

@@ -20,7 +20,7 @@ from zoft.tasks import TASKS, tasks_with_role
 
 EXAMPLES = """
 zoft meta-train --base zoft-base --output-dir my-tuner
-zoft meta-train --base llama-3.2-1b --tasks review-contrast,topic-mixed --recipe paper --output-dir my-tuner
+zoft meta-train --base llama-3.2-1b --tasks review-contrast,choice-cause --recipe paper --output-dir my-tuner
 zoft meta-train --config recipe.yaml --steps 2000 --output-dir my-tuner
 zoft meta-train --config recipe.yaml --output-dir my-tuner --resume
 """
