@@ -32,7 +32,7 @@ _Result = TypeVar("_Result")
 def shifted(block: Block, shift: Shift) -> Tensor:
     """θ + shift of one block: a new tensor of the block's shape and dtype.
 
-    The sum is taken in float32 and rounded to nearest.
+    The sum is taken in the wider of the two dtypes, float32 at least, and rounded to nearest.
     """
     with torch.inference_mode(False), torch.no_grad():
         source = block.parameter.data.contiguous()
@@ -43,7 +43,7 @@ def shifted(block: Block, shift: Shift) -> Tensor:
             if values.dtype == change.dtype:
                 torch.add(values, change, out=target)
             else:
-                target.copy_(values.float() + change)
+                target.copy_(values.to(torch.promote_types(values.dtype, change.dtype)) + change)
     return result
 
 
