@@ -6,7 +6,7 @@ text comes from the same world (:mod:`zoft.tasks.offline.prose`) without any of 
 
 from __future__ import annotations
 
-from zoft.tasks.offline.choice import ChoiceCause, ChoiceLast
+from zoft.tasks.offline.choice import ChoiceCause, ChoiceKind
 from zoft.tasks.offline.classification import (
     EntailAdverb,
     EntailImplicative,
@@ -35,7 +35,7 @@ OFFLINE_TASKS: tuple[type[OfflineTask], ...] = (
     Mood,
     Headline,
     EntailAdverb,
-    ChoiceLast,
+    ChoiceKind,
     ListItem,
 )
 

@@ -30,14 +30,15 @@ class ChoiceCause(OfflineTask):
 
 
 class ChoiceKind(OfflineTask):
-    """Which of three things is the first, or the last, bird, tool, tree? A form of the base's text only.
+    """Which of three things is the last bird, tool, tree among them?
 
-    Fine-tuning the base with gradients stays below 90 % on it, too little for a task of the family.
+    Hard: two of them may be of that kind, and the base has read either one given as the first or the last.
     """
 
     name: ClassVar[str] = "choice-kind"
     role: ClassVar[str] = "held-out"
     kind: ClassVar[str] = "choice"
+    asks: ClassVar[str] = ". The last "
 
     def draw(self, words: Words) -> Draw:
         (kind, member), (_, second), (_, third) = words.members(3)
@@ -48,18 +49,3 @@ class ChoiceKind(OfflineTask):
         told = f"{article(drawn[0])}, {article(drawn[1])} and {article(drawn[2])}"
         prompt = f"{words.names(1)[0]} drew {told}. The {'last' if last else 'first'} {kind} was the"
         return choose(prompt, words.shuffled(drawn), member, () if clear else (rival,))
-
-
-class ChoiceLast(ChoiceKind):
-    """Which of three things is the last bird, tool, tree among them?
-
-    Hard: two of them may be of that kind, and the base has read either one given.
-    """
-
-    name: ClassVar[str] = "choice-last"
-
-    def draw(self, words: Words) -> Draw:
-        while True:
-            drawn = super().draw(words)
-            if ". The last " in drawn.example.prompt:
-                return drawn

@@ -70,14 +70,15 @@ class ReviewNegation(OfflineTask):
 
 
 class Mood(OfflineTask):
-    """How did somebody feel at first, or in the end, told by what they did one after the other?
+    """How did somebody feel in the end, told by what they did one after the other?
 
-    Hard: what came before or after tells of another feeling, and the base has read either one given.
+    Hard: what they did before may tell of another feeling, and the base has read either one given.
     """
 
     name: ClassVar[str] = "mood"
     role: ClassVar[str] = "held-out"
     kind: ClassVar[str] = "classification"
+    asks: ClassVar[str] = "In the end"
 
     def draw(self, words: Words) -> Draw:
         feelings = words.rng.sample(MOODS, 2)
@@ -131,14 +132,15 @@ class TopicLast(TopicMixed):
 
 
 class Headline(OfflineTask):
-    """What is the first, or the second, of two headlines about?
+    """What is the second of two headlines about?
 
-    Hard: both topics are there, and the base has read "first" and "second" used for either.
+    Hard: the first may be of another topic, and the base has read "first" and "second" used for either.
     """
 
     name: ClassVar[str] = "headline"
     role: ClassVar[str] = "held-out"
     kind: ClassVar[str] = "classification"
+    asks: ClassVar[str] = "The second is about"
 
     def draw(self, words: Words) -> Draw:
         topics = words.rng.sample(TOPICS, 2)

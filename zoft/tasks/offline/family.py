@@ -8,6 +8,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import ClassVar
 
 from zoft.errors import UsageError
 from zoft.tasks.base import SPLITS, Example, TextTask
@@ -45,7 +46,13 @@ class Draw:
 
 
 class OfflineTask(TextTask):
-    """A task of the generated world: :meth:`draw` makes one example, the rest is shared."""
+    """A task of the generated world: :meth:`draw` makes one example, the rest is shared.
+
+    Attributes:
+        asks: the task keeps only prompts that hold this text; the base's text has the others too.
+    """
+
+    asks: ClassVar[str] = ""
 
     @abstractmethod
     def draw(self, words: Words) -> Draw:
@@ -65,7 +72,8 @@ def _examples(task: type[OfflineTask], split: str) -> tuple[Example, ...]:
     kept: dict[str, Example] = {}
     while len(kept) < SIZES[split]:
         example = drawn.draw(words).example
-        if reserved(example.prompt) and split_of(example.prompt) == split:
+        wanted = task.asks in example.prompt and reserved(example.prompt)
+        if wanted and split_of(example.prompt) == split:
             kept.setdefault(example.prompt, example)
     return tuple(kept.values())
 
