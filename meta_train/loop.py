@@ -81,15 +81,8 @@ def meta_train(
     finished = _finished(folder, asked, resume, reporter)
     if finished is not None:
         return finished
-    tuner = Tuner.untrained(
-        model,
-        config.network,
-        config.normalization,
-        base_model_name_or_path,
-        base_model_revision,
-        config.noise,
-        config.seed,
-    )
+    base = (base_model_name_or_path, base_model_revision)
+    tuner = Tuner.untrained(model, config.network, config.normalization, *base, config.noise, config.seed)
     run = _Run(model, blocks, tasks, feed, config, tuner, folder, asked, reporter)
     try:
         run.resume(resume)

@@ -17,6 +17,7 @@ LEVELS = {
     "zoft.config": 0,
     "zoft.blocks": 0,
     "zoft.noise": 0,
+    "zoft.lazy": 0,
     "zoft.philox": 0,
     "zoft.perturb": 1,
     "zoft.objective": 1,
