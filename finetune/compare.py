@@ -2,9 +2,10 @@
 
 What makes it a fair comparison, for every method alike:
 
-- The learning rate is searched per method and task on a √2 grid, extended until both neighbours of the
-  best were evaluated, by the mean final *validation* loss over the selection seeds. What is reported is
-  the *test* loss of other seeds.
+- The learning rate is searched per method and task: in factors of 2 until the best has been bracketed by a
+  factor of 4 to either side, then in factors of √2 until both neighbours of the best were evaluated. The
+  criterion is the mean final *validation* loss over the selection seeds. What is reported is the *test*
+  loss of other seeds.
 - At one seed all methods begin at the same weights, see the same batches in the same order and draw
   their directions from the same keys, so that differences are paired. The learning rate is constant.
 - The budget counts forward passes: a method whose step costs three makes fewer steps. Evaluations, and
@@ -276,6 +277,7 @@ def _make_runs(
         settings, loss = record["settings"], record["validation_loss"]
         end = "not finite" if loss is None else f"{loss:.4f}"
         name = settings["optimizer"] if settings["tuner"] is None else _tuner_name(settings["tuner"])
+        name += "".join(f":{key}={value}" for key, value in settings["hyper"].items())
         say(
             f"[{time.monotonic() - began:5.0f} s, {made} made, {outstanding} waiting] {settings['task']} {name} "
             f"lr {settings['lr']:.2e} seed {settings['seed']}: validation loss {end}"

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import multiprocessing
-import os
 import signal
 import traceback
 from collections import deque
@@ -42,8 +41,10 @@ _S = TypeVar("_S", bound=Spec)
 #: Yields runs that it needs, is sent their records in the same order, returns its result.
 Job = Generator[Sequence[_S], Sequence[Record], _T]
 
-#: Spacings of the search on the grid, in factors of √2: first coarse, at last every neighbour.
-STRIDES = (4, 2, 1)
+#: Stages of the search: spacing on the grid in factors of √2, and points to either side of the best. The
+#: loss need not have one minimum: often it is flat at small rates and dips just below the divergence. So
+#: factor 2 for a factor of 4 to either side, then the √2-neighbours.
+STAGES = ((2, 2), (1, 1))
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,8 @@ def grid_lr(start: float, index: int) -> float:
 def search_grid(reach: int) -> Generator[list[int], Mapping[int, float], Search]:
     """Find the grid index of the least loss, with both its √2-neighbours evaluated.
 
-    From index 0 the points at distance 4, then 2, then 1 around the best so far are evaluated, and the
-    bracket moves as long as the best is at its edge. A loss that is not finite counts as infinite.
+    From index 0 the points of :data:`STAGES` around the best so far are evaluated, and the bracket moves
+    with the best until none is missing. A loss that is not finite counts as infinite.
 
     Args:
         reach: indices beyond ±reach are not tried.
@@ -81,9 +82,9 @@ def search_grid(reach: int) -> Generator[list[int], Mapping[int, float], Search]
     """
     values: dict[int, float] = {}
     best = 0
-    for stride in STRIDES:
+    for stride, points in STAGES:
         while True:
-            around = (best - stride, best, best + stride)
+            around = range(best - stride * points, best + stride * points + 1, stride)
             wanted = [index for index in around if abs(index) <= reach and index not in values]
             if not wanted:
                 break
@@ -103,7 +104,7 @@ def _least(values: Mapping[int, float]) -> int:
 
 
 class RunStore:
-    """The records of finished runs: one JSON object a line, appended and flushed as each run ends.
+    """The records of finished runs: one JSON object a line, appended as each run ends.
 
     A line that a kill cut off is dropped when the file is read.
 
@@ -135,11 +136,9 @@ class RunStore:
         return self._records.get(key)
 
     def add(self, record: Record) -> None:
-        """Keep a record, on disk before this returns."""
+        """Keep a record: in the file, and so safe from a kill of this process, before this returns."""
         with self._file.open("ab") as stream:
             stream.write(json.dumps(record, allow_nan=False).encode() + b"\n")
-            stream.flush()
-            os.fsync(stream.fileno())
         self._records[record["key"]] = record
 
 

@@ -37,7 +37,14 @@ def test_the_search_finds_the_least_and_evaluates_both_neighbours(best: int, cli
     assert found.best == best
     assert found.interior
     assert {best - 1, best, best + 1} <= set(found.values)
-    assert len(found.values) <= 14
+    assert {best - 4 + best % 2, best + 4 - best % 2} <= set(found.values)
+    assert len(found.values) <= 16
+
+
+def test_the_search_finds_a_dip_below_the_divergence() -> None:
+    measured = {-6: 0.5735, -4: 0.5709, -2: 0.5726, -1: 0.571, 0: 0.567, 1: 0.55}
+    found = searched(lambda index: math.inf if index > 1 else measured.get(index, 0.574))
+    assert (found.best, found.interior) == (1, True)
 
 
 def test_a_best_at_the_end_of_the_reach_is_not_interior() -> None:
