@@ -16,7 +16,11 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(READY)
-	$(BIN)/python -m finetune.demo
+	$(BIN)/zoft meta-train --recipe default --output-dir runs/demo/tuner --resume
+	$(BIN)/zoft compare --config finetune/configs/demo.yaml
+	@echo "tuner: runs/demo/tuner"
+	@echo "plots: runs/demo/compare/plots"
+	@echo "TensorBoard logs: runs/demo (tensorboard --logdir runs/demo)"
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -27,6 +31,9 @@ types: $(READY)
 
 test: lint types
 	$(BIN)/python -m pytest
+
+bench: $(READY)
+	$(BIN)/python benchmarks/step.py
 
 docs: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'

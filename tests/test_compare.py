@@ -15,6 +15,9 @@ from finetune.compare_config import SELECTION_OFFSET, CompareConfig, MethodEntry
 from finetune.compare_run import NO_BETTER, NOT_FINITE
 from tests.compare_toys import mlp_bench, planted_tuner, toy_bench
 from zoft.errors import Interrupted, UsageError
+from zoft.models import load_model
+from zoft.tasks import TASKS, get_task
+from zoft.tasks.lm import LMTask
 
 
 def quiet(line: str) -> None:
@@ -229,3 +232,30 @@ def test_an_entry_is_a_method_with_its_hyper_parameters() -> None:
     entry = MethodEntry.parse("hizoo:smooth-scale=1e-4:directions=2")
     assert (entry.name, entry.hyper) == ("hizoo", {"smooth_scale": 1e-4, "directions": 2})
     assert entry.label == "hizoo:smooth-scale=1e-4:directions=2"
+
+
+def test_the_example_configurations_are_of_tasks_with_the_right_role_and_lack_no_learning_rate() -> None:
+    folder = Path(__file__).parents[1] / "finetune" / "configs"
+    files = [file for file in sorted(folder.glob("*.yaml")) if file.read_text().startswith("# zoft compare ")]
+    assert [file.stem for file in files] == ["compare-development", "compare-quick", "demo"]
+    for file in files:
+        assert file.read_text().splitlines()[0] == f"# zoft compare --config finetune/configs/{file.name}"
+        made = CompareConfig.load(file)
+        role = "held-out" if file.stem == "demo" else "development"
+        assert {TASKS[task].role for task in made.tasks} == {role}
+        if made.lr_mode == "fixed":
+            assert set(made.lrs) == {entry.label for entry in made.entries} | {"untrained", *made.tuners}
+
+
+def test_language_models_are_compared_on_registered_tasks(tmp_path: Path) -> None:
+    values = {"base": "zoft-base", "tasks": ["question-colour"], "optimizers": ["mezo"], "forwards": 4, "batch_size": 2}
+    values |= {"seeds": 2, "validation_examples": 4, "test_examples": 4, "lr_mode": "fixed"}
+    comparison = compare(config(tmp_path, **values, lrs={"mezo": 1e-5, "untrained": 1e-5}), say=quiet)
+    task = comparison.tasks[0]
+    assert (task.role, task.metric, task.chance) == ("development", "exact_match", None)
+    assert task.cells["untrained"].difference == [0.0, 0.0]
+    record = records(tmp_path)[0]
+    assert (record["steps"], record["forwards"]) == (2, 4)
+    model = load_model("zoft-base")
+    zero = LMTask(get_task("question-colour"), model.tokenizer).evaluate(model.model, "validation", 4)["loss"]
+    assert record["zero_shot"]["validation_loss"] == pytest.approx(zero, rel=1e-6)
