@@ -25,12 +25,12 @@ def plot_curves(file: Path, task: str, runs: Mapping[str, Sequence[Record]], und
     zero = number(next(iter(runs.values()))[0]["zero_shot"]["validation_loss"])
     for index, (label, records) in enumerate(runs.items()):
         forwards, means, sds = _curve(records)
-        style = _style(index)
+        style = _style(index, label)
         axes.plot(forwards, means, label=label, linewidth=1.8, **style)
         low = [mean - sd for mean, sd in zip(means, sds, strict=True)]
         high = [mean + sd for mean, sd in zip(means, sds, strict=True)]
         axes.fill_between(forwards, low, high, color=style["color"], alpha=0.15, linewidth=0)
-    axes.axhline(zero, color="#888888", linewidth=0.8, linestyle=(0, (2, 2)), zorder=0)
+    axes.axhline(zero, color="#888888", linewidth=0.8, linestyle=(0, (2, 2)), zorder=0, label="zero-shot")
     seeds = len(next(iter(runs.values())))
     axes.set(xlabel="forward passes", ylabel="validation loss")
     axes.set_title(f"{task}: mean of {seeds} seeds, ± 1 sd" + (" (undecided)" if undecided else ""), fontsize=11)
@@ -50,11 +50,11 @@ def plot_search(file: Path, task: str, values: Mapping[str, Mapping[float, float
         points = sorted((lr, loss) for lr, loss in losses.items() if math.isfinite(loss))
         if not points:
             continue
-        style = _style(index)
+        style = _style(index, label)
         axes.plot(*zip(*points, strict=True), label=label, linewidth=1.4, marker="o", markersize=3.5, **style)
         best = min(points, key=lambda point: point[1])
         axes.plot(*best, marker="o", markersize=9, markerfacecolor="none", color=style["color"])
-    axes.axhline(zero, color="#888888", linewidth=0.8, linestyle=(0, (2, 2)), zorder=0)
+    axes.axhline(zero, color="#888888", linewidth=0.8, linestyle=(0, (2, 2)), zorder=0, label="zero-shot")
     axes.set_xscale("log")
     axes.set(xlabel="learning rate", ylabel="final validation loss")
     axes.set_title(f"{task}: search on the selection seeds, best circled", fontsize=11)
@@ -81,7 +81,9 @@ def _save(figure: Any, axes: Any, file: Path) -> None:
     figure.savefig(file)
 
 
-def _style(index: int) -> dict[str, str]:
+def _style(index: int, label: str) -> dict[str, str]:
+    if label.startswith("untrained"):  # may coincide with MeZO: both lines are seen
+        return {"color": COLOURS[index % len(COLOURS)], "linestyle": "--"}
     return {"color": COLOURS[index % len(COLOURS)], "linestyle": STYLES[index // len(COLOURS) % len(STYLES)]}
 
 
