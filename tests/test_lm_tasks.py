@@ -344,7 +344,7 @@ def test_errors_name_task_split_and_example() -> None:
 
 
 def test_the_registry() -> None:
-    assert len(TASKS) == 16
+    assert len(TASKS) == 15
     assert sorted(name for role in ROLES for name in tasks_with_role(role)) == sorted(TASKS)
     for name in TASKS:
         task = get_task(name)
