@@ -23,8 +23,10 @@ def plot_curves(file: Path, task: str, runs: Mapping[str, Sequence[Record]], und
     """
     figure, axes = _figure()
     zero = number(next(iter(runs.values()))[0]["zero_shot"]["validation_loss"])
+    shown: list[float] = []
     for index, (label, records) in enumerate(runs.items()):
         forwards, means, sds = _curve(records)
+        shown += means
         style = _style(index, label)
         axes.plot(forwards, means, label=label, linewidth=1.8, **style)
         low = [mean - sd for mean, sd in zip(means, sds, strict=True)]
@@ -34,7 +36,7 @@ def plot_curves(file: Path, task: str, runs: Mapping[str, Sequence[Record]], und
     seeds = len(next(iter(runs.values())))
     axes.set(xlabel="forward passes", ylabel="validation loss")
     axes.set_title(f"{task}: mean of {seeds} seeds, ± 1 sd" + (" (undecided)" if undecided else ""), fontsize=11)
-    _cap(axes, zero)
+    _cap(axes, zero, shown)
     _save(figure, axes, file)
 
 
@@ -58,7 +60,7 @@ def plot_search(file: Path, task: str, values: Mapping[str, Mapping[float, float
     axes.set_xscale("log")
     axes.set(xlabel="learning rate", ylabel="final validation loss")
     axes.set_title(f"{task}: search on the selection seeds, best circled", fontsize=11)
-    _cap(axes, zero)
+    _cap(axes, zero, [loss for losses in values.values() for loss in losses.values() if math.isfinite(loss)])
     _save(figure, axes, file)
 
 
@@ -87,11 +89,17 @@ def _style(index: int, label: str) -> dict[str, str]:
     return {"color": COLOURS[index % len(COLOURS)], "linestyle": STYLES[index // len(COLOURS) % len(STYLES)]}
 
 
-def _cap(axes: Any, zero: float) -> None:
-    """Keep diverged runs from squeezing everything else: nothing above one and a half times zero-shot is shown."""
-    low, high = axes.get_ylim()
-    if high > 1.5 * zero > low:
-        axes.set_ylim(low if low > 0 else min(0.0, low), 1.5 * zero)
+def _cap(axes: Any, zero: float, values: Sequence[float]) -> None:
+    """Keep diverged runs from squeezing everything else: nothing above one and a half times zero-shot is shown.
+
+    Args:
+        values: the plotted losses, which set the lower end; the shaded spread of a diverged run must not.
+    """
+    top = 1.5 * zero
+    shown = [value for value in (*values, zero) if value <= top]
+    if len(shown) <= len(values):
+        axes.set_ylim(min(shown) - 0.1 * zero, top)
+        axes.set_ylabel(f"{axes.get_ylabel()} (cut off at 1.5 × zero-shot)")
 
 
 def _curve(records: Sequence[Record]) -> tuple[list[int], list[float], list[float]]:
