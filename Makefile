@@ -16,7 +16,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(READY)
-	$(BIN)/zoft meta-train --recipe default --output-dir runs/demo/tuner --resume
+	$(BIN)/zoft meta-train --recipe default --output-dir runs/demo/tuner --threads 1 --resume
 	$(BIN)/zoft compare --config finetune/configs/demo.yaml
 	@echo "tuner: runs/demo/tuner"
 	@echo "plots: runs/demo/compare/plots"
