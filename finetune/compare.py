@@ -276,7 +276,7 @@ def _make_runs(
     def progress(made: int, outstanding: int, record: Record) -> None:
         settings, loss = record["settings"], record["validation_loss"]
         end = "not finite" if loss is None else f"{loss:.4f}"
-        name = settings["optimizer"] if settings["tuner"] is None else _tuner_name(settings["tuner"])
+        name = settings["optimizer"] if settings["tuner"] is None else _tuner_name(settings["tuner"], config)
         name += "".join(f":{key}={value}" for key, value in settings["hyper"].items())
         say(
             f"[{time.monotonic() - began:5.0f} s, {made} made, {outstanding} waiting] {settings['task']} {name} "
@@ -294,9 +294,9 @@ def _make_runs(
         executor.close()
 
 
-def _tuner_name(source: Mapping[str, Any]) -> str:
-    kind = "untrained" if source["untrained"] else "tuner"
-    return f"{kind} {Path(source['folder']).name}" if source["folder"] else kind
+def _tuner_name(source: Mapping[str, Any], config: CompareConfig) -> str:
+    label = next((label for label, folder in config.tuners.items() if folder == source["folder"]), "")
+    return " ".join(filter(None, ("untrained" if source["untrained"] else "", label)))
 
 
 def _write(
