@@ -37,8 +37,7 @@ def restored(blocks: Blocks) -> Iterator[None]:
 class LearnedStep:
     """The tuner's fine-tuning step, as ``zoft.step.zo_step`` asks for a method, with the graph of σ recorded.
 
-    The numbers are those of ``zoft.optimizers.ZOFinetuner`` bit for bit; for float64 weights the noise
-    is widened first, so that no step is rounded to float32.
+    The numbers are those of ``zoft.optimizers.ZOFinetuner`` bit for bit.
 
     Args:
         tuner: the networks being learned, with gradients.
@@ -98,8 +97,6 @@ class LearnedStep:
 
     def direction(self, state: State, span: Span, noise: Tensor) -> Tensor:
         """ν·σ_i·u over the span."""
-        if span.block.parameter.dtype == torch.float64:
-            noise = noise.double()
         return noise.mul_(float(state["scale"][span.block.index]))
 
     def update(self, state: State, span: Span, theta: Tensor, draws: Sequence[Draw], lr: float) -> Tensor:
