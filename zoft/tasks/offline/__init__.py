@@ -7,19 +7,10 @@ text comes from the same world (:mod:`zoft.tasks.offline.prose`) without any of 
 from __future__ import annotations
 
 from zoft.tasks.offline.choice import ChoiceCause, ChoiceKind
-from zoft.tasks.offline.classification import (
-    EntailAdverb,
-    EntailImplicative,
-    EntailQuantifier,
-    Headline,
-    Mood,
-    QuestionType,
-    ReviewContrast,
-    ReviewNegation,
-    TopicLast,
-)
+from zoft.tasks.offline.classification import Headline, Mood, QuestionType, TopicLast
 from zoft.tasks.offline.completion import ListItem, QuestionColour, QuestionPlace, RewriteOpposite
 from zoft.tasks.offline.family import OfflineTask
+from zoft.tasks.offline.pairs import EntailAdverb, EntailImplicative, EntailQuantifier, ReviewContrast, ReviewNegation
 
 OFFLINE_TASKS: tuple[type[OfflineTask], ...] = (
     ReviewContrast,

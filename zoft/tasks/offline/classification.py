@@ -1,4 +1,4 @@
-"""Classification tasks of the generated world: sentiment, topic, entailment."""
+"""Classification tasks of the generated world: feelings, topics, kinds of question."""
 
 from __future__ import annotations
 
@@ -8,65 +8,9 @@ from zoft.tasks.offline import lexicon
 from zoft.tasks.offline.family import Draw, OfflineTask, choose
 from zoft.tasks.offline.grammar import Words
 
-VERDICTS = ("good", "bad")
-TRUTH = ("yes", "no")
 TOPICS = tuple(lexicon.TOPICS)
 MOODS = tuple(lexicon.MOODS)
 ASKED = tuple(lexicon.ASKED)
-
-
-class ReviewContrast(OfflineTask):
-    """Is the review good or bad? Its clauses may disagree, and then the main, last-stressed one decides.
-
-    Hard: after "but" and "yet" the second clause decides, after "although" and "though" the clause
-    without the conjunction; the base has read mixed reviews that went either way.
-    """
-
-    name: ClassVar[str] = "review-contrast"
-    role: ClassVar[str] = "meta-training"
-    kind: ClassVar[str] = "classification"
-
-    def draw(self, words: Words) -> Draw:
-        good = words.chance(0.5)
-        one, two = words.some(lexicon.ASPECTS, 2)
-        main = f"the {one} was {words.quality(good)}"
-        agree = words.chance(0.45)
-        side = f"the {two} was {words.quality(good if agree else not good)}"
-        if agree:
-            text = f"{side} and {main}"
-        elif words.chance(0.6):
-            text = f"{side} {words.rng.choice(('but', 'yet'))} {main}"
-        elif words.chance(0.5):
-            text = f"although {side}, {main}"
-        else:
-            text = f"{main} though {side}"
-        rivals = () if agree else (VERDICTS[good],)
-        return choose(f"Review: {text}. Verdict:", VERDICTS, VERDICTS[not good], rivals)
-
-
-class ReviewNegation(OfflineTask):
-    """Did the guest like it? Praise and blame may be turned round by a negation.
-
-    Hard: either clause may hold "not", "hardly", "never" or "far from", which the base has seen turn
-    an adjective round but not an opinion.
-    """
-
-    name: ClassVar[str] = "review-negation"
-    role: ClassVar[str] = "development"
-    kind: ClassVar[str] = "classification"
-
-    def draw(self, words: Words) -> Draw:
-        good = words.chance(0.5)
-        plain = words.chance(0.4)
-        clauses: list[str] = []
-        for aspect in words.some(lexicon.ASPECTS, 2):
-            negated = not plain and (words.chance(0.6) or bool(clauses))
-            negation = words.rng.choice(("not ", "hardly ", "never ", "far from ")) if negated else ""
-            clauses.append(f"the {aspect} was {negation}{words.quality(good != negated)}")
-        told = " and ".join(words.shuffled(clauses))
-        guest = words.names(1)[0]
-        rivals = () if plain else (TRUTH[good],)
-        return choose(f"{guest} said that {told}. Did {guest} like it?", TRUTH, TRUTH[not good], rivals)
 
 
 class Mood(OfflineTask):
@@ -155,7 +99,8 @@ class Headline(OfflineTask):
 class QuestionType(OfflineTask):
     """What does a question ask for: a person, a place, a time, a number, a reason?
 
-    Hard: a second question that is set aside may stand before or after it, and the openings may be rare.
+    Hard: a second question that is set aside may stand before or after it, which the base has rather taken
+    for the one that is asked.
     """
 
     name: ClassVar[str] = "question-type"
@@ -167,70 +112,5 @@ class QuestionType(OfflineTask):
         asked, aside = words.asked(kind), words.asked(other)
         form = words.rng.randrange(3)
         text = (f"never mind {aside}, {asked}?", f"{asked}, never mind {aside}?", f"{asked}?")[form]
-        return choose(f"Question: {text} It asks for a", ASKED, kind, (other,) if form < 2 else ())
-
-
-class EntailImplicative(OfflineTask):
-    """Was something done by somebody who managed to, forgot to, or did not fail to do it?
-
-    Hard: a negation turns the verb round, and the base has read negated ones answered either way.
-    """
-
-    name: ClassVar[str] = "entail-implicative"
-    role: ClassVar[str] = "meta-training"
-    kind: ClassVar[str] = "classification"
-
-    def draw(self, words: Words) -> Draw:
-        true = words.chance(0.5)
-        negated = words.chance(0.6)
-        past, plain = words.rng.choice(lexicon.IMPLICATIVES[true != negated])
-        act = f"{words.one(tuple(lexicon.ACTS))} the {words.one(lexicon.THINGS)}"
-        who = words.names(1)[0]
-        told = f"{who} did not {plain} to {act}" if negated else f"{who} {past} to {act}"
-        rivals = (TRUTH[true],) if negated else ()
-        return choose(f"{told}. Did {who} {act}?", TRUTH, TRUTH[not true], rivals)
-
-
-class EntailQuantifier(OfflineTask):
-    """Does something hold for anybody, or for everybody, of all, some or none of a group?
-
-    Hard: "most", "some" and their like are true of anybody and false of everybody; the base has read
-    them answered either way.
-    """
-
-    name: ClassVar[str] = "entail-quantifier"
-    role: ClassVar[str] = "development"
-    kind: ClassVar[str] = "classification"
-
-    def draw(self, words: Words) -> Draw:
-        true = words.chance(0.5)
-        between = words.chance(0.6)
-        everybody = not true if between else words.chance(0.5)
-        quantifier = words.rng.choice(lexicon.QUANTIFIERS[1 if between else 0 if true else 2])
-        aspect, verb = words.one(lexicon.ASPECTS), words.one(tuple(lexicon.OPINIONS))
-        told = f"{quantifier} {words.one(lexicon.GUESTS)} {lexicon.OPINIONS[verb]} the {aspect}".capitalize()
-        whom = "everybody" if everybody else "anybody"
-        rivals = (TRUTH[true],) if between else ()
-        return choose(f"{told}. Did {whom} {verb} the {aspect}?", TRUTH, TRUTH[not true], rivals)
-
-
-class EntailAdverb(OfflineTask):
-    """Was something done in the end by somebody who nearly, gladly or never did it?
-
-    Hard: there may be two attempts, of which the last decides; the base has read them answered either way.
-    """
-
-    name: ClassVar[str] = "entail-adverb"
-    role: ClassVar[str] = "held-out"
-    kind: ClassVar[str] = "classification"
-
-    def draw(self, words: Words) -> Draw:
-        true = words.chance(0.5)
-        clear = words.chance(0.4)
-        verb, thing = words.one(tuple(lexicon.ACTS)), words.one(lexicon.THINGS)
-        who = words.names(1)[0]
-        told = f"{words.one(lexicon.ADVERBS[true])} {lexicon.ACTS[verb]} the {thing}"
-        if not clear:
-            told = f"{words.one(lexicon.ADVERBS[not true])} and then {told}"
-        rivals = () if clear else (TRUTH[true],)
-        return choose(f"{who} {told}. Did {who} {verb} the {thing}?", TRUTH, TRUTH[not true], rivals)
+        rivals = (other,) if form < 2 else ()
+        return choose(f"Question: {text} It asks for a", ASKED, kind, rivals, lean=2.0)

@@ -31,7 +31,7 @@ class QuestionPlace(OfflineTask):
 class QuestionColour(OfflineTask):
     """Which colour is a thing now, or was it before, after it was painted?
 
-    Hard: both colours are in the text, and the base has read either one given.
+    Hard: both colours are in the text, and the base has rather read the other one given.
     """
 
     name: ClassVar[str] = "question-colour"
@@ -46,11 +46,11 @@ class QuestionColour(OfflineTask):
         rivals: tuple[str, ...] = ()
         right = colours[0]
         told = f"The {thing} of {words.names(1)[0]} was {colours[0]}"
-        if words.chance(0.6):
+        if words.chance(0.5):
             told = f"{told} and was painted {colours[1]}"
             rivals, right = (colours[1 - asked],), colours[asked]
         question = (f"was the {thing} before", f"is the {thing} now")[asked]
-        return answer(f"{told}. Question: Which colour {question}? Answer:", (right,), rivals)
+        return answer(f"{told}. Question: Which colour {question}? Answer:", (right,), rivals, lean=2.0)
 
 
 class RewriteOpposite(OfflineTask):

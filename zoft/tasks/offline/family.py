@@ -35,14 +35,25 @@ def split_of(prompt: str) -> str:
 
 @dataclass(frozen=True)
 class Draw:
-    """One example and the wrong answers that the base's text gives to such a prompt just as often.
+    """One example and the wrong answers, its rivals, that the base's text gives to such a prompt too.
 
     Without rivals the example is a clear one. With them the base has seen every one of these answers
     follow texts of this form, so it knows what may be meant, and the task has to teach what is meant.
+
+    Attributes:
+        example: the example.
+        rivals: the wrong answers that the base has read.
+        lean: how often it has read each of them for once that it has read the right answer.
     """
 
     example: Example
     rivals: tuple[str, ...] = ()
+    lean: float = 1.0
+
+    def told(self, rng: random.Random) -> str:
+        """The answer that the base's text gives: the right one, or a rival."""
+        answers = (self.example.candidates[self.example.label], *self.rivals)
+        return rng.choices(answers, (1.0, *(self.lean for _ in self.rivals)))[0]
 
 
 class OfflineTask(TextTask):
@@ -78,13 +89,13 @@ def _examples(task: type[OfflineTask], split: str) -> tuple[Example, ...]:
     return tuple(kept.values())
 
 
-def choose(prompt: str, candidates: Sequence[str], right: str, rivals: Sequence[str] = ()) -> Draw:
+def choose(prompt: str, candidates: Sequence[str], right: str, rivals: Sequence[str] = (), lean: float = 1.0) -> Draw:
     """An example whose ``candidates`` are words that follow ``prompt`` after a space."""
     followers = tuple(f" {word}" for word in candidates)
-    return Draw(Example(prompt, followers, candidates.index(right)), tuple(f" {word}" for word in rivals))
+    return Draw(Example(prompt, followers, candidates.index(right)), tuple(f" {word}" for word in rivals), lean)
 
 
-def answer(prompt: str, right: Sequence[str], rivals: Sequence[str] = ()) -> Draw:
+def answer(prompt: str, right: Sequence[str], rivals: Sequence[str] = (), lean: float = 1.0) -> Draw:
     """A completion: the first of ``right`` follows ``prompt`` after a space; all of them are accepted."""
     example = Example(prompt, (f" {right[0]}",), 0, tuple(right))
-    return Draw(example, tuple(f" {word}" for word in rivals))
+    return Draw(example, tuple(f" {word}" for word in rivals), lean)

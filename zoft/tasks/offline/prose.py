@@ -11,22 +11,22 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 
-from zoft.tasks.offline import choice, classification, completion, lexicon
+from zoft.tasks.offline import choice, classification, completion, lexicon, pairs
 from zoft.tasks.offline.classification import MOODS, TOPICS
 from zoft.tasks.offline.family import OfflineTask, reserved
 from zoft.tasks.offline.grammar import Words, article, capital
 
 #: The tasks whose forms of text occur, clear or undecided, in the text of the base.
 _TASKS: tuple[OfflineTask, ...] = (
-    classification.ReviewContrast(),
-    classification.ReviewNegation(),
+    pairs.ReviewContrast(),
+    pairs.ReviewNegation(),
     classification.Mood(),
     classification.TopicMixed(),
     classification.Headline(),
     classification.QuestionType(),
-    classification.EntailImplicative(),
-    classification.EntailQuantifier(),
-    classification.EntailAdverb(),
+    pairs.EntailImplicative(),
+    pairs.EntailQuantifier(),
+    pairs.EntailAdverb(),
     choice.ChoiceCause(),
     choice.ChoiceKind(),
     completion.QuestionPlace(),
@@ -193,8 +193,7 @@ def cause(words: Words) -> Document:
 def asked(words: Words) -> Document:
     """A text as the tasks have it: a clear one, or one that goes any of several ways."""
     drawn = words.rng.choice(_TASKS).draw(Words(words.rng, even=True))
-    example = drawn.example
-    return example.prompt, words.rng.choice((example.candidates[example.label], *drawn.rivals)).strip()
+    return drawn.example.prompt, drawn.told(words.rng).strip()
 
 
 #: kind of document -> how often it is told
