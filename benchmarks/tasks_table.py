@@ -8,7 +8,8 @@ For every task: zero-shot loss and metric on the test split; the same after firs
 (AdamW, learning rate chosen on the validation split); and, at the base's weights over the whole
 training split, |g|^2, tr(H) (Hutchinson: one Rademacher probe for each batch, Hessian-vector products
 by double backward) and g'Hg. Their quotient |g|^2 tr(H) / g'Hg is how much more one step along the true
-gradient gains than one step along an isotropic direction, each at its own best step size.
+gradient gains than one step along an isotropic direction, each at its own best step size. It says nothing
+where the loss does not curve upwards along the gradient.
 """
 
 from __future__ import annotations
@@ -127,7 +128,7 @@ def curvature(model: nn.Module, task: LMTask) -> dict[str, float]:
         "trace": mean,
         "trace_standard_error": error,
         "gradient_curvature": along,
-        "gain": mean / along,
+        "gain": mean / along if along > 0 else None,
         "examples": len(task.dataset("train")),
     }
 
@@ -167,10 +168,11 @@ def page(result: dict[str, Any]) -> str:
             f"| {row['task']} | {row['role']} | {row['kind']} | {row['chance']:.1%} | {zero['metric']:.1%} "
             f"| {zero['loss']:.3f} | {first['metric']:.1%} | {first['loss']:.3f} "
             f"| {bent['trace']:.0f} ± {bent['trace_standard_error']:.0f} | {bent['gradient_squared']:.2f} "
-            f"| {bent['gain']:.1f} |"
+            f"| {'–' if bent['gain'] is None else format(bent['gain'], '.1f')} |"
         )
     described = [f"- **{task.name}**: {' '.join((task.__doc__ or '').split())}" for task in OFFLINE_TASKS]
-    high = sum(row["curvature"]["gain"] >= 20 for row in result["rows"])
+    gains = [row["curvature"]["gain"] for row in result["rows"]]
+    high = sum(gain is not None and gain >= 20 for gain in gains)
     return "\n".join(
         [
             "# The offline tasks",
@@ -190,7 +192,8 @@ def page(result: dict[str, Any]) -> str:
             "Gain: |g|² tr(H) / gᵀHg at the base's weights, how much more one step along the true gradient "
             "lowers the loss than one along an isotropic direction, each at its best step size. g and gᵀHg "
             "are of the whole training split (1,000 examples), tr(H) is a Hutchinson estimate over it with its "
-            f"standard error. It is at least 20 on {high} of {len(result['rows'])} tasks.",
+            f"standard error. It is at least 20 on {high} of {len(result['rows'])} tasks; – where the loss does not "
+            f"curve upwards along g, so that the quotient says nothing ({gains.count(None)}).",
             "",
             "## What each asks",
             "",

@@ -13,7 +13,7 @@ from zoft.assets import make_base
 from zoft.errors import UsageError
 from zoft.tasks.base import ROLES, SPLITS
 from zoft.tasks.offline import OFFLINE_TASKS
-from zoft.tasks.offline.family import SIZES, reserved, split_of
+from zoft.tasks.offline.family import SIZES, choose, reserved, split_of
 from zoft.tasks.offline.grammar import Words
 from zoft.tasks.offline.prose import DOCUMENTS, documents
 
@@ -27,16 +27,15 @@ def tokenizer():
 
 
 def test_the_family_covers_every_kind_in_every_role():
-    assert len(OFFLINE_TASKS) == len(set(NAMES)) == 15
+    assert len(OFFLINE_TASKS) == len(set(NAMES)) == 13
     assert Counter(task.role for task in OFFLINE_TASKS) == {
-        "meta-training": 6,
+        "meta-training": 5,
         "development": 4,
-        "held-out": 5,
+        "held-out": 4,
     }
     for role in ROLES:
         kinds = {task.kind for task in OFFLINE_TASKS if task.role == role}
-        assert kinds >= {"classification", "completion"}
-    assert {task.role for task in OFFLINE_TASKS if task.kind == "choice"} == {"meta-training", "held-out"}
+        assert kinds == {"classification", "choice", "completion"}
     assert all(name == name.lower() and " " not in name and "_" not in name for name in NAMES)
 
 
@@ -103,6 +102,16 @@ def test_every_kind_of_document_is_told_and_text_is_a_function_of_the_seed():
     assert len(DOCUMENTS) == 12
     texts = [list(itertools.islice(documents(random.Random(seed)), 50)) for seed in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2]
+
+
+def test_the_text_gives_rivals_as_often_as_the_draw_says():
+    rng = random.Random(0)
+    clear, even, leaning = (
+        choose("Is it", ("a", "b"), "a", rivals, lean) for rivals, lean in (((), 1), ("b", 1), ("b", 2))
+    )
+    assert {clear.told(rng) for _ in range(20)} == {" a"}
+    shares = [sum(draw.told(rng) == " b" for _ in range(3000)) / 3000 for draw in (even, leaning)]
+    assert shares == pytest.approx([1 / 2, 2 / 3], abs=0.03)  # three standard errors
 
 
 @each_task

@@ -10,12 +10,11 @@ from zoft.tasks.offline.choice import ChoiceCause, ChoiceKind
 from zoft.tasks.offline.classification import Headline, Mood, QuestionType, TopicLast
 from zoft.tasks.offline.completion import ListItem, QuestionColour, QuestionPlace, RewriteOpposite
 from zoft.tasks.offline.family import OfflineTask
-from zoft.tasks.offline.pairs import EntailAdverb, EntailImplicative, EntailQuantifier, ReviewContrast, ReviewNegation
+from zoft.tasks.offline.pairs import EntailQuantifier, ReviewContrast, ReviewNegation
 
 OFFLINE_TASKS: tuple[type[OfflineTask], ...] = (
     ReviewContrast,
     TopicLast,
-    EntailImplicative,
     ChoiceCause,
     QuestionPlace,
     RewriteOpposite,
@@ -25,7 +24,6 @@ OFFLINE_TASKS: tuple[type[OfflineTask], ...] = (
     QuestionColour,
     Mood,
     Headline,
-    EntailAdverb,
     ChoiceKind,
     ListItem,
 )

@@ -68,7 +68,7 @@ class ReviewNegation(OfflineTask):
 class EntailImplicative(OfflineTask):
     """Who of two people did something, of whom one managed and one forgot to, or did not fail to?
 
-    Hard: a negation may turn both verbs round, and the base has then read either one given.
+    A form of the base's text, not a task of the family: the base tells the two no better than by chance.
     """
 
     name: ClassVar[str] = "entail-implicative"
@@ -114,11 +114,11 @@ class EntailQuantifier(OfflineTask):
 class EntailAdverb(OfflineTask):
     """Who of two people did something, of whom one gladly did it and one nearly did?
 
-    Hard: all of it may be denied, and the base has then read either one given.
+    A form of the base's text, not a task of the family, for the same reason.
     """
 
     name: ClassVar[str] = "entail-adverb"
-    role: ClassVar[str] = "held-out"
+    role: ClassVar[str] = "meta-training"
     kind: ClassVar[str] = "choice"
 
     def draw(self, words: Words) -> Draw:
