@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cache
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from pydantic import create_model
 
@@ -85,12 +85,16 @@ def compose(direction: type[ZOOptimizer], update: type[ZOOptimizer]) -> type[ZOO
         f"Cost: {cost}\n\nReference: {direction.paper}; {update.paper}.",
         **fields,
     )
-    composed.name = f"{direction.name}{JOIN}{update.name}"
-    composed.paper = f"{direction.paper}, {update.paper}"
-    composed.published = f"{direction.name}: {direction.published} {update.name}: {update.published}"
-    composed.parts = ("direction", "update")
-    composed.refuses = {**direction.refuses, **update.refuses}
-    return composed
+    content = {
+        "name": f"{direction.name}{JOIN}{update.name}",
+        "paper": f"{direction.paper}, {update.paper}",
+        "published": f"{direction.name}: {direction.published} {update.name}: {update.published}",
+        "parts": ("direction", "update"),
+        "refuses": {**direction.refuses, **update.refuses},
+    }
+    for name, value in content.items():
+        setattr(composed, name, value)
+    return cast("type[ZOOptimizer]", composed)
 
 
 def _sets(method: type[ZOOptimizer], key: str) -> bool:

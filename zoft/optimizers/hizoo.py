@@ -35,6 +35,12 @@ class HiZOO(ZOOptimizer):
         The term −Σ⁻¹ of eq. (5) is left out unless ``subtract_inverse`` is set, as in the public code;
         the appendix shows that it is negligible.
         With a tuner, H is the Hessian in the coordinates that its σ scale.
+
+    Examples:
+        >>> import zoft
+        >>> method = zoft.get_optimizer("hizoo", smooth_scale=1e-8, directions=2)
+        >>> method.forwards
+        5
     """
 
     name: ClassVar[str] = "hizoo"

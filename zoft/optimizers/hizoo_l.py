@@ -28,6 +28,12 @@ class HiZOOL(HiZOO):
 
     Note:
         H is made in chunks of rows, never whole. As in HiZOO, all of a step uses the H that drew z.
+
+    Examples:
+        >>> import zoft
+        >>> method = zoft.get_optimizer("hizoo-l", smooth_scale=1e-8)
+        >>> method.forwards
+        3
     """
 
     name: ClassVar[str] = "hizoo-l"

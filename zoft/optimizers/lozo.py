@@ -28,6 +28,12 @@ class LOZO(ZOOptimizer):
 
     Note:
         The public code's update has no 1/r: its learning rate is ours over r.
+
+    Examples:
+        >>> import zoft
+        >>> method = zoft.get_optimizer("lozo", rank=2, interval=50)
+        >>> method.forwards
+        2
     """
 
     name: ClassVar[str] = "lozo"

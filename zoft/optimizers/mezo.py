@@ -17,6 +17,12 @@ class MeZO(ZOOptimizer):
 
     Reference: Malladi et al., "Fine-Tuning Language Models with Just Forward Passes", arXiv
     2305.17333, Algorithm 1.
+
+    Examples:
+        >>> import zoft
+        >>> method = zoft.get_optimizer("mezo", directions=4)
+        >>> method.forwards
+        8
     """
 
     name: ClassVar[str] = "mezo"
