@@ -46,8 +46,8 @@ class HiZOO(ZOOptimizer):
     name: ClassVar[str] = "hizoo"
     paper: ClassVar[str] = "arXiv 2402.15173"
     published: ClassVar[str] = (
-        "lr 1e-6 or 1e-7 at ε 1e-3 with smooth scale 1e-8 on OPT-13B (the public code's scripts); "
-        "smooth scales from 1e-8 to 1e-5."
+        "lr 1e-6 at ε 1e-3 with smooth scale 1e-8 on OPT-13B, WSC (the public code's README); smooth scales from "
+        "1e-8 to 1e-5. The published cost is 1.37 times MeZO's time and 2.04 times its memory."
     )
     parts: ClassVar[tuple[str, ...]] = ("direction",)
     refuses: ClassVar[Mapping[str, str]] = {"one-sided": _NO_CURVATURE, "derivative": _NO_CURVATURE}

@@ -37,7 +37,10 @@ class HiZOOL(HiZOO):
     """
 
     name: ClassVar[str] = "hizoo-l"
-    published: ClassVar[str] = "As HiZOO: lr 1e-6 or 1e-7 at ε 1e-3, smooth scale 1e-8."
+    published: ClassVar[str] = (
+        "None apart from HiZOO's: lr 1e-6 at ε 1e-3 with smooth scale 1e-8 on OPT-13B, WSC (the public code's README). "
+        "The published cost is 1.39 times MeZO's time and 1.12 times its memory."
+    )
 
     def hessians(self, blocks: Blocks) -> State:
         """R = C = 1 for a matrix, H = 1 for a vector."""
