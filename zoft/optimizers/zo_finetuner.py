@@ -20,10 +20,21 @@ class ZOFinetuner(ZOOptimizer):
     Cost: 2 forwards a step, 4 bytes a block and 8 for the last losses.
 
     Reference: Zhang et al., "Learning a Zeroth-Order Optimizer for Fine-Tuning LLMs", arXiv 2510.00419.
+
+    Examples:
+        >>> import torch, zoft
+        >>> model = torch.nn.Linear(3, 1)
+        >>> tuner = zoft.Tuner.untrained(model)
+        >>> method = zoft.get_optimizer("zo-finetuner", tuner=tuner.bind(model))
+        >>> method.forwards
+        2
     """
 
     name: ClassVar[str] = "zo-finetuner"
     paper: ClassVar[str] = "arXiv 2510.00419"
+    published: ClassVar[str] = (
+        "η 1e-6 in the lookahead of meta-training on 1B models; a tuner records its own lr and ε."
+    )
 
     @model_validator(mode="after")
     def _has_tuner(self) -> ZOFinetuner:
