@@ -13,7 +13,7 @@ from zoft.blocks import Block, Blocks
 from zoft.noise import Key, Noise, Span
 from zoft.objective import Objective
 from zoft.perturb import Perturber
-from zoft.step import Draw, Probe, State, uninterrupted, zo_step
+from zoft.step import Draw, Plan, Probe, State, raw_noise, uninterrupted, zo_step
 from zoft.tuner.bound import BoundTuner
 from zoft.tuner.features import block_statistics
 from zoft.tuner.normalization import effective_sizes, normalization
@@ -48,7 +48,7 @@ class LearnedStep:
     """
 
     directions = 1
-    needs_loss_zero = False
+    plan = Plan()
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class LearnedStep:
         differentiable_normalization: bool = True,
         recurrent_gradient: bool = True,
     ) -> None:
-        self.epsilon = epsilon
+        self._epsilon = epsilon
         self.sigmas: list[Tensor] = []
         self.scales: list[Tensor] = []
         self._tuner = tuner
@@ -80,6 +80,10 @@ class LearnedStep:
         """Drop the recorded graph: the next step is the first of a lookahead."""
         self.sigmas, self.scales = [], []
 
+    def epsilon_at(self, step: int) -> float:
+        """The same ε at every step."""
+        return self._epsilon
+
     def begin(self, state: State, blocks: Blocks) -> None:
         """σ and ν·σ of this step, with their graph in ``sigmas`` and ``scales``."""
         statistics = block_statistics(blocks)
@@ -95,6 +99,10 @@ class LearnedStep:
         state["sigma"].copy_(sigma.detach())
         state["scale"].copy_(scale.detach())
 
+    def draw(self, noise: Noise, key: Key, span: Span) -> Tensor:
+        """u over the span."""
+        return raw_noise(noise, key, span)
+
     def direction(self, state: State, span: Span, noise: Tensor) -> Tensor:
         """ν·σ_i·u over the span."""
         return noise.mul_(float(state["scale"][span.block.index]))
@@ -103,6 +111,8 @@ class LearnedStep:
         """−η·c·z over the span."""
         ((noise, probe),) = draws
         return self.direction(state, span, noise).mul_(probe.projected_gradient).mul_(-lr)
+
+    proposal = update
 
     def end(self, state: State, probes: Sequence[Probe]) -> None:
         """Keep the losses for the next step's σ."""

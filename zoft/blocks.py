@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import overload
 
 from torch import nn
@@ -77,8 +77,12 @@ class Blocks(Sequence[Block]):
         self._by_name = {block.name: block for block in self._blocks}
 
     @classmethod
-    def of(cls, model: nn.Module) -> Blocks:
+    def of(cls, model: nn.Module, *, values: bool = True) -> Blocks:
         """The trainable parameters of ``model``, each tied tensor once.
+
+        Args:
+            values: whether the parameters must have values; without, a model on the meta device will do,
+                for counting.
 
         Raises:
             UsageError: nothing is trainable, or a parameter is on the meta device (an offloaded
@@ -90,7 +94,7 @@ class Blocks(Sequence[Block]):
         for full_name, parameter in model.named_parameters():
             if not parameter.requires_grad:
                 continue
-            if parameter.is_meta:
+            if values and parameter.is_meta:
                 raise UsageError(
                     f"parameter {full_name} is on the meta device (offloaded, or never loaded)",
                     "Load the whole model onto one device, without a device map that offloads.",
@@ -103,6 +107,10 @@ class Blocks(Sequence[Block]):
         if not blocks:
             raise UsageError("the model has no trainable parameter", "Set requires_grad on what shall be trained.")
         return cls(blocks)
+
+    def without_values(self) -> Blocks:
+        """The same blocks on the meta device: names, shapes and dtypes without memory."""
+        return Blocks([replace(block, parameter=nn.Parameter(block.parameter.to("meta"))) for block in self])
 
     @overload
     def __getitem__(self, index: int) -> Block: ...

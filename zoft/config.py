@@ -116,9 +116,11 @@ def _sentence(cls: type[BaseModel], item: Any) -> str:
     if item["type"] == "extra_forbidden" and owner is not None:
         return unknown("key", location[-1], owner.model_fields)
     message = item["msg"].removeprefix("Value error, ")
+    if not location:
+        return message
     given = f"{item['input']!r}"
     suffix = "" if given in message else f" (given: {given})"
-    return f"{'.'.join(location) or 'value'}: {message[:1].lower()}{message[1:]}{suffix}"
+    return f"{'.'.join(location)}: {message[:1].lower()}{message[1:]}{suffix}"
 
 
 def _owner(cls: type[BaseModel], path: list[str]) -> type[BaseModel] | None:

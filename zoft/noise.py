@@ -41,11 +41,13 @@ class Key(NamedTuple):
         seed: the run's seed, a 64-bit integer.
         step: the step, from 0.
         draw: which of the step's directions, from 0.
+        part: which of a direction's independent noises, from 0; most methods need one.
     """
 
     seed: int
     step: int
     draw: int = 0
+    part: int = 0
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,10 @@ class Noise(ABC):
                 self._kept[index] = kept
         return kept.clone()
 
+    def fresh(self, key: Key, span: Span, device: torch.device | str = "cpu") -> Tensor:
+        """The same bits made anew, neither kept nor looked up: for noise of another step's key."""
+        return self._make(key, span, torch.device(device))
+
     def may_keep(self, count: int) -> bool:
         """Whether ``keep_bytes`` leaves room for ``count`` float32 values."""
         return 4 * count <= self._keep_bytes
@@ -124,7 +130,7 @@ class Noise(ABC):
     def _make(self, key: Key, span: Span, device: torch.device) -> Tensor:
         first = span.start // self._per_counter
         count = -(-span.stop // self._per_counter) - first
-        counter = (first, key.step, key.draw, _DIRECTION)
+        counter = (first, key.step, key.draw, _ROUNDING + key.part if key.part else _DIRECTION)
         skip = span.start - first * self._per_counter
         stream = (key.seed & (1 << 64) - 1, span.block.key)
         if device.type == "cpu":

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from zoft.errors import UsageError
 
@@ -38,7 +39,7 @@ class Objective:
         batches: one batch, or several to accumulate over with equal weight.
 
     Attributes:
-        calls: how many times the objective was evaluated.
+        calls: forward passes so far: one an evaluation, two a derivative.
     """
 
     def __init__(self, model: nn.Module, loss: LossFunction, batches: Sequence[Any]) -> None:
@@ -59,6 +60,72 @@ class Objective:
         with torch.inference_mode(), evaluating(self.model):
             values = [_scalar(self._loss(self.model, batch)) for batch in self._batches]
         return math.fsum(values) / len(values) if all(map(math.isfinite, values)) else math.nan
+
+    def derivative(self, direction: Sequence[tuple[nn.Parameter, Tensor]]) -> tuple[float, float]:
+        """The mean loss and its exact derivative along ``direction``, by forward-mode differentiation.
+
+        Args:
+            direction: parameters of the model, each with a tangent of its shape and dtype.
+
+        Returns:
+            Loss and directional derivative, summed in float64; NaN where a value is not finite.
+
+        Raises:
+            UsageError: the loss is no tensor, or the model uses an operator without a forward-mode derivative.
+        """
+        self.calls += 2
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        keys = ["model." + names[id(parameter)] for parameter, _ in direction]
+        primals = tuple(parameter.detach() for parameter, _ in direction)
+        tangents = tuple(tangent for _, tangent in direction)
+        pairs = []
+        for batch in self._batches:
+            caller = _Caller(self.model, self._loss, batch)
+
+            def loss(*values: Tensor, caller: nn.Module = caller) -> Tensor:
+                result: Tensor = torch.func.functional_call(caller, dict(zip(keys, values, strict=True)), ())
+                return result
+
+            # Only the plain attention kernel has a forward-mode derivative.
+            with torch.no_grad(), evaluating(self.model), sdpa_kernel(SDPBackend.MATH), _explained():
+                result = torch.func.jvp(loss, primals, tangents)
+            pairs.append((_scalar(result[0]), _scalar(result[1])))
+        if not all(math.isfinite(number) for pair in pairs for number in pair):
+            return math.nan, math.nan
+        return math.fsum(pair[0] for pair in pairs) / len(pairs), math.fsum(pair[1] for pair in pairs) / len(pairs)
+
+
+class _Caller(nn.Module):
+    """Calls the loss while the model's parameters may be exchanged underneath it."""
+
+    def __init__(self, model: nn.Module, loss: LossFunction, batch: Any) -> None:
+        super().__init__()
+        self.model = model
+        self._loss, self._batch = loss, batch
+
+    def forward(self) -> Tensor:
+        value = self._loss(self.model, self._batch)
+        if not isinstance(value, Tensor):
+            raise UsageError(
+                "the loss is a number, which has no derivative",
+                "Return a tensor, or choose a method without derivatives.",
+            )
+        return value
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Within: an operator without a forward-mode derivative ends in one sentence."""
+    try:
+        yield
+    except (NotImplementedError, RuntimeError) as error:
+        if not any(words in str(error) for words in ("forward AD", "forward-mode", "forward mode")):
+            raise
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise UsageError(
+            f"the model cannot be differentiated in forward mode: {reason}",
+            "Choose a method that needs evaluations only, such as mezo.",
+        ) from None
 
 
 def _scalar(value: Tensor | float) -> float:

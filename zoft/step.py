@@ -7,11 +7,12 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoft.blocks import Block, Blocks
 from zoft.noise import Key, Noise, Span, rounding_bits, spans, working_dtype
@@ -26,6 +27,29 @@ Reduce = Callable[[list[float]], list[float]]
 
 
 @dataclass(frozen=True)
+class Plan:
+    """What a step measures.
+
+    Attributes:
+        sides: the multiples of ε at which the loss is evaluated along each direction.
+        zero: whether the loss at θ is measured too.
+        derivative: whether each direction's exact derivative ⟨∇L, z⟩ is taken by forward-mode
+            differentiation, in place of evaluations at ±ε. It gives the loss at θ along with it.
+        trials: multiples of the method's proposed step whose losses are measured before it decides.
+    """
+
+    sides: tuple[int, ...] = (1, -1)
+    zero: bool = False
+    derivative: bool = False
+    trials: tuple[int, ...] = ()
+
+    def forwards(self, directions: int) -> int:
+        """Forward passes of a step. A derivative counts as two: the value's and the tangent's."""
+        along = 2 if self.derivative else len(self.sides)
+        return directions * along + (self.zero and not self.derivative) + len(self.trials)
+
+
+@dataclass(frozen=True)
 class Probe:
     """What was measured along one direction; with the state before it, it determines the update.
 
@@ -35,6 +59,10 @@ class Probe:
         loss_minus: loss at θ − εz.
         epsilon: the perturbation scale ε.
         loss_zero: loss at θ, for methods that measure it.
+        slope: the directional derivative, where it is not the central difference. The losses at θ ± εz
+            that the plan leaves out then hold their values to first order.
+        trials: losses at the multiples of the proposed step that the plan names; the same for all
+            directions of a step.
     """
 
     key: Key
@@ -42,16 +70,20 @@ class Probe:
     loss_minus: float
     epsilon: float
     loss_zero: float | None = None
+    slope: float | None = None
+    trials: tuple[float, ...] = ()
 
     @property
     def projected_gradient(self) -> float:
-        """c = (L+ − L−) / (2ε), in float64."""
+        """c = (L+ − L−) / (2ε), in float64; (L+ − L) / ε or ⟨∇L, z⟩ where the plan says so."""
+        if self.slope is not None:
+            return self.slope
         return (self.loss_plus - self.loss_minus) / (2 * self.epsilon)
 
     @property
     def finite(self) -> bool:
-        """Whether every measured loss is finite."""
-        return all(map(math.isfinite, (self.loss_plus, self.loss_minus, self.loss_zero or 0.0)))
+        """Whether every loss that the update needs is finite; a trial may fail, and is then not chosen."""
+        return all(map(math.isfinite, (self.loss_plus, self.loss_minus, self.loss_zero or 0.0, self.slope or 0.0)))
 
 
 #: A direction's raw noise u over a span, and what was measured along it.
@@ -62,23 +94,29 @@ class Method(Protocol):
     """What a step asks of a method; ``zoft.optimizers.ZOOptimizer`` has the defaults.
 
     Attributes:
-        epsilon: the perturbation scale ε.
         directions: how many directions a step averages over.
-        needs_loss_zero: whether the loss at θ is measured too.
+        plan: what a step measures.
     """
 
     @property
-    def epsilon(self) -> float: ...
-    @property
     def directions(self) -> int: ...
     @property
-    def needs_loss_zero(self) -> bool: ...
+    def plan(self) -> Plan: ...
+
+    def epsilon_at(self, step: int) -> float:
+        """The perturbation scale ε of a step."""
 
     def begin(self, state: State, blocks: Blocks) -> None:
         """Prepare ``state`` for this step's directions."""
 
+    def draw(self, noise: Noise, key: Key, span: Span) -> Tensor:
+        """The direction's raw noise over ``span``; its last dimension is the span's."""
+
     def direction(self, state: State, span: Span, noise: Tensor) -> Tensor:
-        """z over ``span`` from u; may overwrite and return ``noise``."""
+        """z over ``span`` from the raw noise; may overwrite and return ``noise``."""
+
+    def proposal(self, state: State, span: Span, theta: Tensor, draws: Sequence[Draw], lr: float) -> Tensor:
+        """The increment whose multiples are the plan's trials; leaves ``state`` as it is."""
 
     def update(self, state: State, span: Span, theta: Tensor, draws: Sequence[Draw], lr: float) -> Tensor:
         """Increment of θ over ``span``, float32; updates the span's part of ``state``."""
@@ -94,7 +132,7 @@ class StepResult:
     Attributes:
         probes: one a direction.
         skipped: whether nothing was updated, because a loss was not finite.
-        forwards: evaluations of the objective, audits included.
+        forwards: evaluations of the objective, audits included; a derivative counts as two.
     """
 
     probes: tuple[Probe, ...]
@@ -135,10 +173,12 @@ def zo_step(
     """
     calls = objective.calls
     method.begin(state, blocks)
-    probes = _measure(method, state, perturber, objective, noise, key, reduce)
-    forwards = objective.calls - calls
+    probes = _measure(method, state, blocks, perturber, objective, noise, key, reduce)
     if not all(probe.finite for probe in probes):
-        return StepResult(probes, True, forwards)
+        return StepResult(probes, True, objective.calls - calls)
+    if method.plan.trials:
+        probes = _try(method, state, perturber, objective, noise, probes, lr, reduce)
+    forwards = objective.calls - calls
     with uninterrupted():
         apply_update(method, state, blocks, noise, probes, lr)
     return StepResult(probes, False, forwards)
@@ -158,7 +198,7 @@ def apply_update(
         values = block.parameter.data
         flat = values if values.is_contiguous() else values.contiguous()
         for span in spans(block):
-            draws = [(raw_noise(noise, probe.key, span), probe) for probe in probes]
+            draws = [(method.draw(noise, probe.key, span), probe) for probe in probes]
             theta = span.of(flat)
             change = method.update(state, span, theta, draws, rate)
             if rate:
@@ -177,24 +217,79 @@ def raw_noise(noise: Noise, key: Key, span: Span) -> Tensor:
 def _measure(
     method: Method,
     state: State,
+    blocks: Blocks,
     perturber: Perturber,
     objective: Objective,
     noise: Noise,
     key: Key,
     reduce: Reduce | None,
 ) -> tuple[Probe, ...]:
-    losses: list[float] = [objective()] if method.needs_loss_zero else []
-    for draw in range(method.directions):
-        shift = _Shift(method, state, noise, key._replace(draw=draw), perturber.numel)
-        for shift.sign in (1, -1):
+    plan, epsilon = method.plan, method.epsilon_at(key.step)
+    keys = [key._replace(draw=draw) for draw in range(method.directions)]
+    losses: list[float] = [objective()] if plan.zero and not plan.derivative else []
+    for at in keys:
+        if plan.derivative:
+            losses.extend(objective.derivative(_tangents(method, state, blocks, noise, at)))
+            continue
+        shift = _Shift(method, state, noise, at, epsilon, perturber.numel)
+        for shift.sign in plan.sides:
             losses.append(perturber.evaluate(shift, objective))
     if reduce is not None:
         losses = reduce(losses)
-    zero = losses.pop(0) if method.needs_loss_zero else None
+    values = iter(losses)
+    if plan.derivative:
+        return tuple(_along(at, epsilon, next(values), next(values)) for at in keys)
+    zero = next(values) if plan.zero else None
+    if plan.sides == (1, -1):
+        return tuple(Probe(at, next(values), next(values), epsilon, zero) for at in keys)
+    if zero is None:
+        raise ValueError("a one-sided difference needs the loss at θ")
     return tuple(
-        Probe(key._replace(draw=draw), losses[2 * draw], losses[2 * draw + 1], method.epsilon, zero)
-        for draw in range(method.directions)
+        Probe(at, plus, 2 * zero - plus, epsilon, zero, (plus - zero) / epsilon)
+        for at, plus in zip(keys, values, strict=True)
     )
+
+
+def _along(key: Key, epsilon: float, zero: float, slope: float) -> Probe:
+    """A probe of the loss at θ and the derivative along one direction."""
+    return Probe(key, zero + epsilon * slope, zero - epsilon * slope, epsilon, zero, slope)
+
+
+def _tangents(
+    method: Method, state: State, blocks: Blocks, noise: Noise, key: Key
+) -> list[tuple[nn.Parameter, Tensor]]:
+    """Every block with its direction, in the block's shape and dtype."""
+    pairs = []
+    for block in blocks:
+        tangent = torch.empty(block.shape, dtype=block.parameter.dtype, device=block.parameter.device)
+        for span in spans(block):
+            span.of(tangent).copy_(method.direction(state, span, method.draw(noise, key, span)))
+        pairs.append((block.parameter, tangent))
+    return pairs
+
+
+def _try(
+    method: Method,
+    state: State,
+    perturber: Perturber,
+    objective: Objective,
+    noise: Noise,
+    probes: tuple[Probe, ...],
+    lr: float | Callable[[Block], float],
+    reduce: Reduce | None,
+) -> tuple[Probe, ...]:
+    """The probes with the losses at the plan's multiples of the proposed step."""
+
+    def shift(multiple: int, span: Span) -> Tensor:
+        rate = lr(span.block) if callable(lr) else lr
+        flat = span.block.parameter.data.contiguous()
+        draws = [(method.draw(noise, probe.key, span), probe) for probe in probes]
+        return method.proposal(state, span, span.of(flat), draws, rate).mul_(multiple)
+
+    losses = [perturber.evaluate(partial(shift, multiple), objective) for multiple in method.plan.trials]
+    if reduce is not None:
+        losses = reduce(losses)
+    return tuple(replace(probe, trials=tuple(losses)) for probe in probes)
 
 
 class _Shift:
@@ -202,8 +297,8 @@ class _Shift:
 
     sign = 1
 
-    def __init__(self, method: Method, state: State, noise: Noise, key: Key, numel: int) -> None:
-        self._method, self._state, self._noise, self._key = method, state, noise, key
+    def __init__(self, method: Method, state: State, noise: Noise, key: Key, epsilon: float, numel: int) -> None:
+        self._method, self._state, self._noise, self._key, self._epsilon = method, state, noise, key, epsilon
         # The noise itself takes as much again.
         self._kept: dict[tuple[int, int], Tensor] | None = {} if noise.may_keep(2 * numel) else None
 
@@ -211,8 +306,8 @@ class _Shift:
         index = (span.block.index, span.start)
         change = self._kept.get(index) if self._kept is not None else None
         if change is None:
-            u = raw_noise(self._noise, self._key, span)
-            change = self._method.direction(self._state, span, u).mul_(self._method.epsilon)
+            u = self._method.draw(self._noise, self._key, span)
+            change = self._method.direction(self._state, span, u).mul_(self._epsilon)
             if self._kept is not None:
                 self._kept[index] = change
         return change if self.sign > 0 else -change

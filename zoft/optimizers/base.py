@@ -1,55 +1,120 @@
-"""The shape of a zeroth-order method: hyper-parameters and a few verbs, with MeZO as the default."""
+"""The shape of a zeroth-order method: hyper-parameters and a few verbs, with MeZO as the default.
+
+A step is put together from three parts, each of which a method may replace alone:
+
+- the *direction*: :meth:`ZOOptimizer.draw` and :meth:`ZOOptimizer.direction` turn noise into z (a learned σ,
+  H^(−1/2), low rank);
+- the *estimator*: what is measured along z and gives c (central, one-sided, derivative; n directions);
+- the *update rule*: :meth:`ZOOptimizer.coefficient` and :meth:`ZOOptimizer.rule` turn c·z into a step (sign,
+  momentum, Adam).
+
+Parts call ``super()``, so a class that inherits from a direction and from an update rule has both.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import ConfigDict, Field
+import torch
+from pydantic import ConfigDict, Field, model_validator
 from torch import Tensor
 
 from zoft.blocks import Block, Blocks
 from zoft.config import Config
-from zoft.noise import Span
-from zoft.step import Draw, Probe, State
+from zoft.noise import Key, Noise, Span, working_dtype
+from zoft.optimizers.schedule import Schedule, scheduled
+from zoft.step import Draw, Plan, Probe, State, raw_noise
 from zoft.tuner.bound import BoundTuner
+
+#: What is measured along a direction.
+Estimator = Literal["central", "one-sided", "derivative"]
 
 
 class ZOOptimizer(Config):
     """A zeroth-order method. Frozen: what changes during a run is in its state.
 
-    A subclass overrides what differs from MeZO: usually :meth:`direction` or :meth:`update`, and
+    A subclass overrides what differs from MeZO: usually :meth:`direction` or :meth:`rule`, and
     :meth:`init` when it keeps something. With a ``tuner``, the learned σ multiplies the direction of
     whatever method it is.
 
     Class attributes:
         name: the name in ``zoft.optimizers.OPTIMIZERS``.
         paper: where the method comes from.
+        published: the learning rates and ε that its paper or public code used, with the place.
+        parts: which parts it replaces: "direction", "update".
+        refuses: estimators that it cannot use, each with the reason.
         needs_loss_zero: whether a step measures the loss at θ too.
+        trials: multiples of the proposed step whose losses are measured before it is taken.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     name: ClassVar[str]
     paper: ClassVar[str]
+    published: ClassVar[str]
+    parts: ClassVar[tuple[str, ...]] = ()
+    refuses: ClassVar[Mapping[str, str]] = {}
     needs_loss_zero: ClassVar[bool] = False
+    trials: ClassVar[tuple[int, ...]] = ()
 
     lr: float = Field(1e-6, ge=0, allow_inf_nan=False, description="Learning rate η.")
     epsilon: float = Field(1e-3, gt=0, allow_inf_nan=False, description="Perturbation scale ε.")
     directions: int = Field(1, ge=1, description="Directions a step averages over (n of n-SPSA).")
     weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False, description="Decoupled weight decay λ.")
+    estimator: Estimator = Field(
+        "central",
+        description="c along each direction: (L+ − L−)/2ε, (L+ − L)/ε with one L for all, or the exact derivative.",
+    )
+    epsilon_schedule: Schedule = Field("constant", description="How ε goes to epsilon_end over schedule_steps.")
+    epsilon_end: float | None = Field(None, gt=0, allow_inf_nan=False, description="ε at the end of its schedule.")
+    schedule_steps: int | None = Field(None, ge=1, description="Steps that schedules take; constant afterwards.")
     tuner: BoundTuner | None = Field(
         None, exclude=True, description="A tuner bound to the model: its σ scale the direction by block."
     )
 
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.estimator in self.refuses:
+            raise ValueError(f"{self.name} cannot use the estimator {self.estimator}: {self.refuses[self.estimator]}")
+        for name in type(self).model_fields:
+            if not name.endswith("_schedule"):
+                continue
+            of = name.removesuffix("_schedule")
+            lacking = [key for key in (f"{of}_end", "schedule_steps") if getattr(self, key) is None]
+            if getattr(self, name) != "constant" and lacking:
+                raise ValueError(f"{name} {getattr(self, name)} needs {' and '.join(lacking)}")
+        return self
+
+    @property
+    def plan(self) -> Plan:
+        """What a step measures."""
+        if self.estimator == "derivative":
+            return Plan((), True, True, self.trials)
+        if self.estimator == "one-sided":
+            return Plan((1,), True, False, self.trials)
+        return Plan((1, -1), self.needs_loss_zero, False, self.trials)
+
     @property
     def forwards(self) -> int:
-        """Forward passes a step, audits of the model's structure aside."""
-        return 2 * self.directions + self.needs_loss_zero
+        """Forward passes a step, audits of the model's structure aside; a derivative counts as two."""
+        return self.plan.forwards(self.directions)
+
+    def epsilon_at(self, step: int) -> float:
+        """The perturbation scale ε of a step."""
+        return self.scheduled("epsilon", step)
+
+    def scheduled(self, name: str, step: int) -> float:
+        """The value of the hyper-parameter ``name``, which has a schedule, at a step."""
+        kind: Schedule = getattr(self, f"{name}_schedule")
+        first: float = getattr(self, name)
+        if kind == "constant":
+            return first
+        return scheduled(kind, first, getattr(self, f"{name}_end"), step, self.schedule_steps or 1)
 
     def state_bytes(self, blocks: Blocks) -> int:
-        """Bytes that the state takes for these blocks."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.init(blocks).values())
+        """Bytes that the state takes for these blocks; nothing of their size is allocated."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.init(blocks.without_values()).values())
 
     def init(self, blocks: Blocks) -> State:
         """The state before the first step."""
@@ -64,27 +129,45 @@ class ZOOptimizer(Config):
         """What multiplies the whole direction of a block: ν·σ_i with a tuner, else 1."""
         return self.tuner.scale(state, block) if self.tuner else 1.0
 
+    def draw(self, noise: Noise, key: Key, span: Span) -> Tensor:
+        """u over ``span``, float32 of shape [len(span)]: what :meth:`direction` makes z of."""
+        return raw_noise(noise, key, span)
+
     def direction(self, state: State, span: Span, noise: Tensor) -> Tensor:
         """z over ``span`` from u, float32 of shape [len(span)]; ``noise`` may be overwritten."""
         scale = self.scale(state, span.block)
         return noise if scale == 1.0 else noise.mul_(scale)
 
+    def coefficient(self, probe: Probe) -> float:
+        """What multiplies z: c."""
+        return probe.projected_gradient
+
     def estimate(self, state: State, span: Span, draws: Sequence[Draw]) -> Tensor:
         """The gradient estimate over ``span``: the mean of c·z over the draws, whose noise it overwrites."""
         total: Tensor | None = None
         for noise, probe in draws:
-            part = self.direction(state, span, noise).mul_(probe.projected_gradient / len(draws))
+            part = self.direction(state, span, noise).mul_(self.coefficient(probe) / len(draws))
             total = part if total is None else total.add_(part)
         if total is None:
             raise ValueError("an update needs at least one draw")
         return total
 
+    def rule(self, state: State, span: Span, estimate: Tensor, draws: Sequence[Draw]) -> Tensor:
+        """What −η multiplies, from the gradient estimate, which may be overwritten: the estimate itself."""
+        return estimate
+
+    def proposal(self, state: State, span: Span, theta: Tensor, draws: Sequence[Draw], lr: float) -> Tensor:
+        """Increment of θ over ``span`` without an update rule: −η·(estimate + λ·θ). Leaves ``state`` as it is."""
+        return self._increment(self.estimate(state, span, draws), theta, lr)
+
     def update(self, state: State, span: Span, theta: Tensor, draws: Sequence[Draw], lr: float) -> Tensor:
-        """Increment of θ over ``span``, float32: −η·(estimate + λ·θ)."""
-        estimate = self.estimate(state, span, draws)
+        """Increment of θ over ``span``, float32: −η·(rule(estimate) + λ·θ)."""
+        return self._increment(self.rule(state, span, self.estimate(state, span, draws), draws), theta, lr)
+
+    def _increment(self, step: Tensor, theta: Tensor, lr: float) -> Tensor:
         if self.weight_decay:
-            estimate.add_(theta, alpha=self.weight_decay)
-        return estimate.mul_(-lr)
+            step.add_(theta, alpha=self.weight_decay)
+        return step.mul_(-lr)
 
     def end(self, state: State, probes: Sequence[Probe]) -> None:
         """Note what was measured: the learned σ of the next step depend on it."""
@@ -94,3 +177,23 @@ class ZOOptimizer(Config):
     def describe(self) -> dict[str, Any]:
         """Name and hyper-parameters, for records."""
         return {"name": self.name, **self.to_dict()}
+
+
+def full_size(slot: str, blocks: Blocks) -> State:
+    """Zeros of every block's size, float32 or wider, under ``slot/NAME``."""
+    return {
+        f"{slot}/{block.name}": torch.zeros(
+            block.shape, dtype=working_dtype(block.parameter.dtype), device=block.parameter.device
+        )
+        for block in blocks
+    }
+
+
+def counter() -> Tensor:
+    """A count of steps in the state: int64, on the CPU."""
+    return torch.zeros((), dtype=torch.int64)
+
+
+def counted(state: State, slot: str) -> int:
+    """The value of a :func:`counter`."""
+    return int(state[slot])

@@ -24,6 +24,9 @@ class ZOFinetuner(ZOOptimizer):
 
     name: ClassVar[str] = "zo-finetuner"
     paper: ClassVar[str] = "arXiv 2510.00419"
+    published: ClassVar[str] = (
+        "η 1e-6 in the lookahead of meta-training on 1B models; a tuner records its own lr and ε."
+    )
 
     @model_validator(mode="after")
     def _has_tuner(self) -> ZOFinetuner:
