@@ -1,4 +1,4 @@
-"""The generated pages: one for every method of the registry, and their list in mkdocs.yml.
+"""The generated pages: one for every method of the registry, what goes together, and the list of both in mkdocs.yml.
 
     python docs/generate.py            write what is not current
     python docs/generate.py --check    write nothing; name what is not current and exit with 1
@@ -13,18 +13,19 @@ import argparse
 import inspect
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import torch
 from pydantic.fields import FieldInfo
-from torch import nn
 
-from zoft.blocks import Block, Blocks
+from zoft.blocks import Blocks
 from zoft.models import new_causal_lm
 from zoft.optimizers import OPTIMIZERS, ZOOptimizer
+from zoft.optimizers.base import Estimator
+from zoft.optimizers.compose import JOIN
 from zoft.tuner import BoundTuner, NetworkConfig
 from zoft.tuner.features import FeatureConstants
 from zoft.tuner.normalization import NormalizationConfig
@@ -56,10 +57,7 @@ _BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 def reference_blocks() -> Blocks:
     """The blocks of :data:`LLAMA`, without memory."""
     with torch.device("meta"):
-        model = new_causal_lm(LLAMA, seed=0)
-    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    named = enumerate(model.named_parameters())
-    return Blocks([Block(index, name, parameter, id(parameter) in tables) for index, (name, parameter) in named])
+        return Blocks.of(new_causal_lm(LLAMA, seed=0), values=False)
 
 
 def method(name: str, blocks: Blocks, **hyper: Any) -> ZOOptimizer:
@@ -74,19 +72,19 @@ def method(name: str, blocks: Blocks, **hyper: Any) -> ZOOptimizer:
 
 
 def forwards(name: str) -> str:
-    """Forward passes a step by the number of directions n, from what the method declares at n = 1, 2 and 3.
+    """Forward passes a step by the number of directions n, from what the method declares at n = 2, 3 and 4.
 
     Raises:
         ValueError: they are no linear function of n.
     """
-    one, two, three = (method(name, reference_blocks(), directions=n).forwards for n in (1, 2, 3))
-    slope = two - one
-    if three - two != slope:
-        raise ValueError(f"{name}: {one}, {two}, {three} forwards with 1, 2, 3 directions")
+    two, three, four = (method(name, reference_blocks(), directions=n).forwards for n in (2, 3, 4))
+    slope = three - two
+    if four - three != slope:
+        raise ValueError(f"{name}: {two}, {three}, {four} forwards with 2, 3, 4 directions")
     default = method(name, reference_blocks()).forwards
     if not slope:
         return str(default)
-    rest = one - slope
+    rest = two - 2 * slope
     formula = f"{'' if slope == 1 else slope}n" + (f" {'+' if rest > 0 else '−'} {abs(rest)}" if rest else "")
     return f"{default} ({formula} with n directions)"
 
@@ -97,9 +95,9 @@ def state(name: str) -> tuple[int, str]:
     count = method(name, blocks).state_bytes(blocks)
     if not count:
         return 0, "none"
-    each = count / blocks.numel
-    share = f", {each:.2g} a parameter" if each >= 0.01 else f", {count / len(blocks):.1f} a block"
-    return count, f"{count:,} bytes{share}"
+    if count < 100 * len(blocks):
+        return count, f"{count:,} bytes, {count / len(blocks):.1f} a block"
+    return count, f"{count:,} bytes, {count / blocks.numel:.2g} a parameter"
 
 
 def sections(text: str) -> Iterator[tuple[str, str]]:
@@ -129,10 +127,12 @@ def markdown(text: str) -> str:
     return "\n\n".join(parts)
 
 
-def _range(field: FieldInfo) -> str:
+def _range(cls: type[ZOOptimizer], name: str) -> str:
     """The values that a hyper-parameter may have."""
+    field = cls.model_fields[name]
     if get_origin(field.annotation) is Literal:
-        return ", ".join(f"`{choice}`" for choice in get_args(field.annotation))
+        choices = [choice for choice in get_args(field.annotation) if name != "estimator" or choice not in cls.refuses]
+        return ", ".join(f"`{choice}`" for choice in choices)
     found = [
         f"{sign} {getattr(item, key):g}"
         for item in field.metadata
@@ -146,11 +146,14 @@ def _default(field: FieldInfo) -> str:
     value = field.default
     if value is None:
         return "–"
-    return (
-        f"`{value:g}`"
-        if isinstance(value, float)
-        else f"`{str(value).lower() if value is True or value is False else value}`"
-    )
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
+
+
+def _row(*cells: str) -> str:
+    """A row of a Markdown table."""
+    return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"
 
 
 def hyper_parameters(cls: type[ZOOptimizer]) -> list[str]:
@@ -160,7 +163,7 @@ def hyper_parameters(cls: type[ZOOptimizer]) -> list[str]:
     rows = ["| name | default | values | |", "|---|---|---|---|"]
     for name in (*own, *(name for name in shared if name in cls.model_fields)):
         field = cls.model_fields[name]
-        rows.append(f"| `{name}` | {_default(field)} | {_range(field)} | {field.description} |".replace("|  |", "| |"))
+        rows.append(_row(f"`{name}`", _default(field), _range(cls, name), field.description or ""))
     return rows
 
 
@@ -194,7 +197,7 @@ def page(name: str) -> str:
         "",
         "## Published settings",
         "",
-        markdown(getattr(cls, "published", "None for language models.")),
+        markdown(cls.published),
         "",
         "## Cost",
         "",
@@ -223,8 +226,7 @@ def index() -> str:
         summary = next(sections(inspect.getdoc(cls) or ""))[1].split("\n\n")[0]
         size, words = state(name)
         mib = words if size < 1 << 20 else f"{size / (1 << 20):.0f} MiB"
-        summary = " ".join(markdown(summary).split()).replace("|", "\\|")
-        rows.append(f"| [{name}]({name}.md) | {summary} | {forwards(name)} | {mib} | {markdown(cls.paper)} |")
+        rows.append(_row(f"[{name}]({name}.md)", markdown(summary), forwards(name), mib, markdown(cls.paper)))
     return "\n".join(
         [
             "# The methods",
@@ -237,8 +239,73 @@ def index() -> str:
             "",
             *rows,
             "",
+            "A tuner's σ goes with any of them (`--optimizer zo-adam --tuner my-tuner`), and many go with each other: "
+            "[compositions](compositions.md).",
+            "",
         ]
     )
+
+
+def compositions() -> str:
+    """docs/optimizers/compositions.md: which parts go together, and why the others do not."""
+    pairs = OPTIMIZERS.compositions()
+    possible = [name for name, reason in pairs.items() if reason is None]
+    shapes, rules = (list(dict.fromkeys(name.split(JOIN)[part] for name in possible)) for part in (0, 1))
+    table = [_row("direction", *rules), _row(*["---"] * (1 + len(rules)))]
+    for shape in shapes:
+        found = [f"{shape}{JOIN}{rule}" for rule in rules]
+        table.append(_row(f"**{shape}**", *(f"`{name}`" if name in possible else "refused" for name in found)))
+    reasons: dict[str, list[str]] = {}
+    for name, reason in pairs.items():
+        if reason is not None:
+            reasons.setdefault(reason, []).append(f"`{name}`")
+    kinds = get_args(Estimator)
+    refusing = {name: cls.refuses for name, cls in OPTIMIZERS.items() if cls.refuses}
+    estimators = [_row("method", *kinds), _row(*["---"] * (1 + len(kinds)))]
+    estimators += [_row(f"`{name}`", *(why.get(kind, "yes") for kind in kinds)) for name, why in refusing.items()]
+    return "\n".join(
+        [
+            "# Compositions",
+            "",
+            f"*Generated by `{COMMAND}`; do not edit.*",
+            "",
+            "A step has three parts: what shapes the direction, what is measured along it, and what turns the "
+            "estimate into a step. Each may come from elsewhere.",
+            "",
+            "- **Learned σ**: `--tuner` scales the direction of every method and composition.",
+            "- **Estimator**: the hyper-parameter `estimator`, and `directions` for the mean over n of them.",
+            "- **Direction and update rule**: `a+b` is the direction of `a` with the update rule of `b`, wherever a "
+            "method's name may stand. With the plain direction u a rule goes by its own name, and so does a direction with MeZO's "
+            "rule.",
+            "",
+            "```bash",
+            f"zoft finetune --model llama-3.2-1b --task review-contrast --optimizer {possible[0]}",
+            "```",
+            "",
+            f"## {len(possible)} that are possible",
+            "",
+            *table,
+            "",
+            f"## {len(pairs) - len(possible)} that are refused",
+            "",
+            *(f"- {', '.join(names)}: {reason}." for reason, names in reasons.items()),
+            "",
+            f"{_listed([name for name, cls in OPTIMIZERS.items() if not cls.parts])} bring no part of their own.",
+            "",
+            "## Estimators",
+            "",
+            f"Every method takes each of {', '.join(f'`{kind}`' for kind in kinds)}, but for these:",
+            "",
+            *estimators,
+            "",
+        ]
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names in code style, the last one after "and"."""
+    marked = [f"`{name}`" for name in names]
+    return " and ".join(filter(None, (", ".join(marked[:-1]), marked[-1])))
 
 
 def navigation(current: str) -> str:
@@ -251,7 +318,7 @@ def navigation(current: str) -> str:
     _, end, after = rest.partition(_END)
     if not (begin and end):
         raise ValueError(f"{NAV} has no lines {_BEGIN.strip()!r} and {_END.strip()!r}")
-    entries = [("Overview", "index"), *((name, name) for name in OPTIMIZERS)]
+    entries = [("Overview", "index"), *((name, name) for name in OPTIMIZERS), ("Compositions", "compositions")]
     listed = "".join(f"      - {title}: optimizers/{file}.md\n" for title, file in entries)
     return f"{before}{begin}  - Methods:\n{listed}{end}{after}"
 
@@ -259,7 +326,7 @@ def navigation(current: str) -> str:
 def generated(root: Path) -> dict[Path, str]:
     """Every generated file below ``root`` with its content."""
     pages = {root / FOLDER / f"{name}.md": page(name) for name in OPTIMIZERS}
-    overview = {root / FOLDER / "index.md": index()}
+    overview = {root / FOLDER / "index.md": index(), root / FOLDER / "compositions.md": compositions()}
     return {**overview, **pages, root / NAV: navigation((root / NAV).read_text(encoding="utf-8"))}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 
@@ -63,7 +64,8 @@ def test_a_new_method_has_a_page_and_is_in_the_lists(copy: Path, monkeypatch: py
 
     monkeypatch.setitem(OPTIMIZERS, "new", New)
     changed = {file.relative_to(copy).as_posix() for file in generate.outdated(copy)}
-    assert changed == {"docs/optimizers/index.md", "docs/optimizers/new.md", "mkdocs.yml"}
+    lists = {"docs/optimizers/index.md", "docs/optimizers/compositions.md", "mkdocs.yml"}
+    assert changed == {*lists, "docs/optimizers/new.md"}
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -79,7 +81,7 @@ def test_a_page_has_everything(name: str) -> None:
     ]
     for key, field in cls.model_fields.items():
         assert f"| `{key}` |" in text
-        assert str(field.description) in text
+        assert str(field.description).replace("|", "\\|") in text
     cost = text.partition("## Cost")[2]
     blocks = generate.reference_blocks()
     method = generate.method(name, blocks)
@@ -88,11 +90,21 @@ def test_a_page_has_everything(name: str) -> None:
     assert f"arxiv.org/abs/{cls.paper.removeprefix('arXiv ')}" in text
 
 
+def test_every_pair_is_possible_or_refused_with_its_reason() -> None:
+    possible, refused = generate.compositions().split("that are refused")
+    pairs = OPTIMIZERS.compositions()
+    assert len(pairs) == math.comb(sum(bool(cls.parts) for cls in OPTIMIZERS.values()), 2)
+    for name, reason in pairs.items():
+        assert f"`{name}`" in (possible if reason is None else refused)
+        assert reason is None or f"{reason}." in refused
+    assert f"## {sum(reason is None for reason in pairs.values())} that are possible" in possible
+
+
 def test_the_navigation_lists_every_method() -> None:
     nav = yaml.safe_load((ROOT / generate.NAV).read_text(encoding="utf-8"))["nav"]
     (listed,) = (entry["Methods"] for entry in nav if "Methods" in entry)
-    assert [title for entry in listed for title in entry] == ["Overview", *OPTIMIZERS]
-    assert len(OPTIMIZERS) >= 3
+    assert [title for entry in listed for title in entry] == ["Overview", *OPTIMIZERS, "Compositions"]
+    assert len(OPTIMIZERS) >= 12
     assert all((ROOT / "docs" / path).is_file() for entry in listed for path in entry.values())
     with pytest.raises(ValueError, match=r"mkdocs\.yml has no lines"):
         generate.navigation("nav: []\n")
@@ -100,7 +112,7 @@ def test_the_navigation_lists_every_method() -> None:
 
 def test_forwards_that_are_no_linear_function_are_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ZOOptimizer, "forwards", property(lambda self: 2**self.directions))
-    with pytest.raises(ValueError, match="mezo: 2, 4, 8 forwards"):
+    with pytest.raises(ValueError, match="mezo: 4, 8, 16 forwards"):
         generate.forwards("mezo")
 
 

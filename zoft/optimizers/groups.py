@@ -65,11 +65,12 @@ def check_group(group: dict[str, Any], where: str, model: nn.Module, others: Seq
 
 
 class PerBlock:
-    """A method whose ``update`` is that of another one for every block, and all the rest its own.
+    """A method whose increments are those of another one for every block, and all the rest its own.
 
     Args:
         method: the method.
-        variant: the method whose ``update`` a block gets: ``method`` with other values of what only ``update`` uses.
+        variant: the method that a block's increments are of: ``method`` with other values of what nothing but
+            :meth:`proposal` and :meth:`update` uses.
     """
 
     def __init__(self, method: ZOOptimizer, variant: Callable[[Block], ZOOptimizer]) -> None:
@@ -77,6 +78,10 @@ class PerBlock:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._method, name)
+
+    def proposal(self, state: State, span: Span, *args: Any) -> Tensor:
+        """See :meth:`zoft.optimizers.ZOOptimizer.proposal`."""
+        return self._variant(span.block).proposal(state, span, *args)
 
     def update(self, state: State, span: Span, *args: Any) -> Tensor:
         """See :meth:`zoft.optimizers.ZOOptimizer.update`."""
