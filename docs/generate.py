@@ -275,8 +275,8 @@ def compositions() -> str:
             "- **Learned σ**: `--tuner` scales the direction of every method and composition.",
             "- **Estimator**: the hyper-parameter `estimator`, and `directions` for the mean over n of them.",
             "- **Direction and update rule**: `a+b` is the direction of `a` with the update rule of `b`, wherever a "
-            "method's name may stand. With the plain direction u a rule goes by its own name, and so does a direction with MeZO's "
-            "rule.",
+            "method's name may stand. With the plain direction u a rule goes by its own name, and so does a direction "
+            "with MeZO's rule.",
             "",
             "```bash",
             f"zoft finetune --model llama-3.2-1b --task review-contrast --optimizer {possible[0]}",
