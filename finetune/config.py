@@ -115,7 +115,7 @@ class FinetuneConfig(DataConfig):
     @classmethod
     def _known_optimizer(cls, value: str | None) -> str | None:
         if value is not None and value not in OPTIMIZERS:
-            raise ValueError(unknown("optimizer", value, OPTIMIZERS))
+            raise ValueError(OPTIMIZERS.problem(value))
         return value
 
     @field_validator("hyper")
@@ -157,7 +157,7 @@ def checked_hyper(name: str, hyper: dict[str, Any]) -> dict[str, Any]:
     for key, value in hyper.items():
         field = OPTIMIZERS[name].model_fields[key]
         try:
-            adapter: TypeAdapter[Any] = TypeAdapter(Annotated[field.annotation, *field.metadata])  # type: ignore[arg-type]
+            adapter: TypeAdapter[Any] = TypeAdapter(Annotated[field.annotation, field])  # type: ignore[arg-type]
             checked[key] = adapter.validate_python(value)
         except ValidationError as error:
             message = error.errors()[0]["msg"]

@@ -11,7 +11,7 @@ from finetune.config import LEARNED, FinetuneConfig
 from zoft.errors import UsageError
 from zoft.models import LoadedModel
 from zoft.noise import GaussianTable
-from zoft.optimizers import OPTIMIZERS
+from zoft.optimizers import OPTIMIZERS, get_optimizer
 from zoft.tasks.base import Task
 from zoft.tuner import Tuner
 
@@ -60,8 +60,15 @@ def plan(
     name = config.optimizer or LEARNED
     sources: dict[str, str] = {}
     hyper = dict(config.hyper)
+    method = OPTIMIZERS[name]
     for key in ("lr", "epsilon"):
-        hyper[key], sources[key] = _setting(key, hyper.get(key), tuner, OPTIMIZERS[name].model_fields[key].default)
+        # A tuner's learning rate is for steps of −η·c·z: under another update rule it would be of another length.
+        source = None if key == "lr" and "update" in method.parts else tuner
+        hyper[key], sources[key] = _setting(key, hyper.get(key), source, method.model_fields[key].default)
+    if any(key.endswith("_schedule") for key in hyper):
+        hyper.setdefault("schedule_steps", config.steps)
+    if name != LEARNED:
+        get_optimizer(name, **hyper)  # what does not go together is said before any model is loaded
     batch_size, sources["batch_size"] = _setting("batch_size", config.batch_size, tuner, _BATCH_SIZE)
     base = model.name if model is not None else config.model
     if base is None and tuner is not None:

@@ -17,6 +17,7 @@ from finetune.plan import plan
 from tests.tiny import CAUSAL_FAMILIES, save_tiny, tiny_model, tiny_tokenizer
 from zoft.errors import DivergedError, IncompatibleError, UsageError
 from zoft.models import LoadedModel
+from zoft.optimizers import OPTIMIZERS
 from zoft.tasks import tasks_with_role
 from zoft.tasks.dataset import load_dataset_task
 from zoft.tasks.lm import LMTask
@@ -156,6 +157,41 @@ def test_the_tuner_brings_method_base_and_settings(tmp_path: Path) -> None:
     assert given.sources["lr"] == "as given"
     assert given.config.optimizer == "mezo"
     assert given.config.model == "tiny-llama"
+
+
+def test_an_update_rule_of_its_own_keeps_its_learning_rate(tmp_path: Path) -> None:
+    """A tuner's learning rate is for plain steps; its ε, and a schedule's length, go with every method."""
+    folder = untrained(tiny_loaded(), lr=2e-5, epsilon=2e-3, batch_size=4).save_pretrained(tmp_path / "tuner")
+    values = {"tuner": str(folder), "task": HELD_OUT, "model": "zoft-base", "steps": 70}
+    schedule = {"epsilon_schedule": "linear", "epsilon_end": 1e-4}
+    adam = plan(FinetuneConfig.build({**values, "optimizer": "zo-adam", "hyper": schedule}))
+    assert adam.config.hyper == {"lr": 1e-6, "epsilon": 2e-3, "schedule_steps": 70, **schedule}
+    assert adam.sources["lr"] == "the method's default"
+    with pytest.raises(UsageError, match="hizoo cannot use the estimator one-sided: "):
+        plan(FinetuneConfig.build({**values, "optimizer": "hizoo", "hyper": {"estimator": "one-sided"}}))
+    with pytest.raises(UsageError, match=r"hizoo\+lozo cannot be composed: hizoo and lozo both shape"):
+        FinetuneConfig.build({**values, "optimizer": "hizoo+lozo"})
+    lozo = plan(FinetuneConfig.build({**values, "optimizer": "lozo"}))
+    assert lozo.config.hyper == {"lr": 2e-5, "epsilon": 2e-3}
+
+
+@pytest.mark.parametrize("optimizer", ["zo-adam", "hizoo-l+zo-sgd-mmt", "lozo+fzoo", "forward-grad"])
+def test_fine_tuning_with_a_tuner_and_another_method(tmp_path: Path, optimizer: str) -> None:
+    loaded = tiny_loaded()
+    before = [p.detach().clone() for p in loaded.model.parameters()]
+    result = finetune(
+        model=loaded,
+        tuner=untrained(loaded, epsilon=1e-3, batch_size=4),
+        optimizer=optimizer,
+        hyper={"lr": 1e-7},
+        dataset=str(write_reviews(tmp_path)),
+        steps=2,
+        output_dir=str(tmp_path / "run"),
+        **QUIET,
+    )
+    assert result.method["name"] == optimizer
+    assert result.forwards == 2 * OPTIMIZERS[optimizer]().forwards
+    assert any(not torch.equal(p, kept) for p, kept in zip(loaded.model.parameters(), before, strict=True))
 
 
 def test_fine_tuning_with_a_tuner(tmp_path: Path) -> None:

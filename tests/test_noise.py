@@ -76,7 +76,7 @@ def test_depends_on_nothing_but_its_key(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_part_of_the_key_matters(kind):
     noise = get_noise(kind)
-    keys = [Key(1, 2, 0), Key(2, 2, 0), Key(1, 3, 0), Key(1, 2, 1), Key(2, 1, 0), Key(-1, 2, 0)]
+    keys = [Key(1, 2, 0), Key(2, 2, 0), Key(1, 3, 0), Key(1, 2, 1), Key(1, 2, 0, 1), Key(2, 1, 0), Key(-1, 2, 0)]
     directions = [noise.block(key, block()) for key in keys] + [noise.block(keys[0], block("b"))]
     for i, one in enumerate(directions):
         for two in directions[i + 1 :]:
@@ -89,6 +89,7 @@ def test_kept_noise_has_the_same_bits_and_may_be_overwritten(kind):
     for step in (0, 0, 1, 0):
         u = kept(Key(5, step), Span(block(), 3, 900))
         assert torch.equal(u, plain(Key(5, step), Span(block(), 3, 900)))
+        assert torch.equal(u, kept.fresh(Key(5, step), Span(block(), 3, 900)))
         u.zero_()
 
 

@@ -68,6 +68,16 @@ class Block:
         """Shape of the tensor."""
         return tuple(self.parameter.shape)
 
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it has two dimensions or more: a matrix of its first by the others."""
+        return self.parameter.ndim > 1
+
+    @property
+    def columns(self) -> int:
+        """Entries of a row of that matrix."""
+        return self.numel // self.shape[0]
+
 
 class Blocks(Sequence[Block]):
     """The blocks of a model in the order of ``named_parameters()``."""

@@ -61,6 +61,16 @@ class Span:
     def __len__(self) -> int:
         return self.stop - self.start
 
+    @property
+    def rows(self) -> tuple[int, int]:
+        """The rows of the block's matrix that it touches, as a half-open range."""
+        return self.start // self.block.columns, -(-self.stop // self.block.columns)
+
+    def of_rows(self, rows: Tensor) -> Tensor:
+        """Its entries of a contiguous matrix that holds :attr:`rows` whole (a view)."""
+        start = self.start - self.rows[0] * self.block.columns
+        return rows.view(-1)[start : start + len(self)]
+
     def of(self, tensor: Tensor) -> Tensor:
         """The entries of a contiguous ``tensor`` of the block's shape (a view)."""
         flat = tensor.view(-1)

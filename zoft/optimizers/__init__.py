@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from zoft.config import unknown
 from zoft.errors import UsageError
 from zoft.optimizers.base import ZOOptimizer
 from zoft.optimizers.compose import Methods
@@ -47,10 +46,8 @@ def get_optimizer(name: str, **hyper: Any) -> ZOOptimizer:
     Raises:
         UsageError: no such method or hyper-parameter (with the nearest names), or a value out of range.
     """
-    if reason := OPTIMIZERS.why_not(name):
-        raise UsageError(f"{name} cannot be composed: {reason}")
     if name not in OPTIMIZERS:
-        raise UsageError(unknown("optimizer", name, OPTIMIZERS))
+        raise UsageError(OPTIMIZERS.problem(name))
     return OPTIMIZERS[name].build(hyper, source=f"optimizer {name}")
 
 

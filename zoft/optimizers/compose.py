@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cache
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from pydantic import create_model
 
+from zoft.config import unknown
 from zoft.optimizers.base import Estimator, ZOOptimizer
 
 #: Between the names of a composition: the direction's first.
@@ -29,10 +30,11 @@ class Methods(dict[str, type[ZOOptimizer]]):
             raise KeyError(name)
         return composed
 
-    def why_not(self, name: str) -> str | None:
-        """Why the composition ``name`` is refused; None where it is possible, or not one of two known methods."""
+    def problem(self, name: str) -> str:
+        """Why there is no method of that name: one sentence, with the nearest names where it is unknown."""
         parts = self._parts(name)
-        return refusal(*parts) if parts is not None else None
+        reason = refusal(*parts) if parts is not None else None
+        return f"{name} cannot be composed: {reason}" if reason else unknown("optimizer", name, self)
 
     def compositions(self) -> dict[str, str | None]:
         """Every pair of two methods that both bring a part, in registry order, with why it is refused or None."""
@@ -85,12 +87,16 @@ def compose(direction: type[ZOOptimizer], update: type[ZOOptimizer]) -> type[ZOO
         f"Cost: {cost}\n\nReference: {direction.paper}; {update.paper}.",
         **fields,
     )
-    composed.name = f"{direction.name}{JOIN}{update.name}"
-    composed.paper = f"{direction.paper}, {update.paper}"
-    composed.published = f"{direction.name}: {direction.published} {update.name}: {update.published}"
-    composed.parts = ("direction", "update")
-    composed.refuses = {**direction.refuses, **update.refuses}
-    return composed
+    content = {
+        "name": f"{direction.name}{JOIN}{update.name}",
+        "paper": f"{direction.paper}, {update.paper}",
+        "published": f"{direction.name}: {direction.published} {update.name}: {update.published}",
+        "parts": ("direction", "update"),
+        "refuses": {**direction.refuses, **update.refuses},
+    }
+    for name, value in content.items():
+        setattr(composed, name, value)
+    return cast("type[ZOOptimizer]", composed)
 
 
 def _sets(method: type[ZOOptimizer], key: str) -> bool:

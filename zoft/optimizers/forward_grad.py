@@ -26,6 +26,12 @@ class ForwardGrad(ZOOptimizer):
     Note:
         In bfloat16 and float16 the tangent is u rounded to the parameter's dtype. A loss that is computed
         under ``torch.no_grad`` has the derivative 0.
+
+    Examples:
+        >>> import zoft
+        >>> method = zoft.get_optimizer("forward-grad", lr=5e-7)
+        >>> method.plan.derivative
+        True
     """
 
     name: ClassVar[str] = "forward-grad"

@@ -31,6 +31,12 @@ class FZOO(ZOOptimizer):
         The N forwards run one after the other, in the memory of one, where the paper batches them.
         u is the sign of the run's noise; ``rademacher`` noise is cheaper and gives signs at once.
         Where all losses are equal, θ stays.
+
+    Examples:
+        >>> import zoft
+        >>> method = zoft.get_optimizer("fzoo", directions=8)
+        >>> method.forwards
+        9
     """
 
     name: ClassVar[str] = "fzoo"

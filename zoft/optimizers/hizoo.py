@@ -35,13 +35,19 @@ class HiZOO(ZOOptimizer):
         The term −Σ⁻¹ of eq. (5) is left out unless ``subtract_inverse`` is set, as in the public code;
         the appendix shows that it is negligible.
         With a tuner, H is the Hessian in the coordinates that its σ scale.
+
+    Examples:
+        >>> import zoft
+        >>> method = zoft.get_optimizer("hizoo", smooth_scale=1e-8, directions=2)
+        >>> method.forwards
+        5
     """
 
     name: ClassVar[str] = "hizoo"
     paper: ClassVar[str] = "arXiv 2402.15173"
     published: ClassVar[str] = (
-        "lr 1e-6 or 1e-7 at ε 1e-3 with smooth scale 1e-8 on OPT-13B (the public code's scripts); "
-        "smooth scales from 1e-8 to 1e-5."
+        "lr 1e-6 at ε 1e-3 with smooth scale 1e-8 on OPT-13B, WSC (the public code's README); smooth scales from "
+        "1e-8 to 1e-5. The published cost is 1.37 times MeZO's time and 2.04 times its memory."
     )
     parts: ClassVar[tuple[str, ...]] = ("direction",)
     refuses: ClassVar[Mapping[str, str]] = {"one-sided": _NO_CURVATURE, "derivative": _NO_CURVATURE}

@@ -28,65 +28,60 @@ class HiZOOL(HiZOO):
 
     Note:
         H is made in chunks of rows, never whole. As in HiZOO, all of a step uses the H that drew z.
+
+    Examples:
+        >>> import zoft
+        >>> method = zoft.get_optimizer("hizoo-l", smooth_scale=1e-8)
+        >>> method.forwards
+        3
     """
 
     name: ClassVar[str] = "hizoo-l"
-    published: ClassVar[str] = "As HiZOO: lr 1e-6 or 1e-7 at ε 1e-3, smooth scale 1e-8."
+    published: ClassVar[str] = (
+        "None apart from HiZOO's: lr 1e-6 at ε 1e-3 with smooth scale 1e-8 on OPT-13B, WSC (the public code's README). "
+        "The published cost is 1.39 times MeZO's time and 1.12 times its memory."
+    )
 
     def hessians(self, blocks: Blocks) -> State:
         """R = C = 1 for a matrix, H = 1 for a vector."""
         state: State = {}
         for block in blocks:
-            if not _is_matrix(block):
+            if not block.is_matrix:
                 state.update(super().hessians(Blocks([block])))
                 continue
-            sizes = block.shape[0], block.numel // block.shape[0]
-            for slot, size in zip(_slots(block), sizes, strict=True):
-                state[slot] = torch.ones(
-                    size, dtype=working_dtype(block.parameter.dtype), device=block.parameter.device
-                )
+            dtype, device = working_dtype(block.parameter.dtype), block.parameter.device
+            for slot, size in zip(_slots(block), (block.shape[0], block.columns), strict=True):
+                state[slot] = torch.ones(size, dtype=dtype, device=device)
         return state
 
     def hessian(self, state: State, span: Span) -> Tensor:
         """H over ``span``: a new tensor for a matrix."""
-        if not _is_matrix(span.block):
+        if not span.block.is_matrix:
             return super().hessian(state, span)
-        rows, columns = (state[name] for name in _slots(span.block))
-        first, last = _rows(span, len(columns))
-        whole = torch.outer(rows[first:last] / rows.mean(), columns).view(-1)
-        return whole[span.start - first * len(columns) :][: len(span)]
+        rows, columns = (state[slot] for slot in _slots(span.block))
+        first, last = span.rows
+        return span.of_rows(torch.outer(rows[first:last] / rows.mean(), columns))
 
     def observe(self, state: State, span: Span, curvature: Tensor, smooth_scale: float) -> None:
         """Adds h over ``span`` to the row and column sums; with the block's last span R and C change."""
-        if not _is_matrix(span.block):
+        if not span.block.is_matrix:
             super().observe(state, span, curvature, smooth_scale)
             return
-        rows, columns = (state[name] for name in _slots(span.block))
+        rows, columns = (state[slot] for slot in _slots(span.block))
         # The sums live in the state for as long as the pass over the block takes.
-        sums = [f"{name}/sum" for name in _slots(span.block)]
+        sums = [f"{slot}/sum" for slot in _slots(span.block)]
         if span.start == 0:
             state.update(zip(sums, (torch.zeros_like(rows), torch.zeros_like(columns)), strict=True))
-        first, last = _rows(span, len(columns))
-        padded = curvature.new_zeros((last - first) * len(columns))
-        start = span.start - first * len(columns)
-        padded[start : start + len(span)] = curvature.mul_(self.hessian(state, span))
-        matrix = padded.view(last - first, len(columns))
-        state[sums[0]][first:last] += matrix.sum(1)
-        state[sums[1]] += matrix.sum(0)
+        first, last = span.rows
+        whole = curvature.new_zeros(last - first, len(columns))
+        span.of_rows(whole).copy_(curvature.mul_(self.hessian(state, span)))
+        state[sums[0]][first:last] += whole.sum(1)
+        state[sums[1]] += whole.sum(0)
         if span.stop == span.block.numel:
-            by_row, by_column = (state.pop(name) for name in sums)
+            by_row, by_column = (state.pop(slot) for slot in sums)
             rows.mul_(1 - smooth_scale).add_(by_row, alpha=smooth_scale / len(columns))
             columns.mul_(1 - smooth_scale).add_(by_column, alpha=smooth_scale / len(rows))
 
 
-def _is_matrix(block: Block) -> bool:
-    return len(block.shape) > 1
-
-
 def _slots(block: Block) -> tuple[str, str]:
     return f"hessian/rows/{block.name}", f"hessian/columns/{block.name}"
-
-
-def _rows(span: Span, columns: int) -> tuple[int, int]:
-    """The rows that ``span`` touches, as a half-open range."""
-    return span.start // columns, -(-span.stop // columns)

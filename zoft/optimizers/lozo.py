@@ -8,7 +8,6 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from zoft.blocks import Block
 from zoft.noise import Key, Noise, Span, working_dtype
 from zoft.optimizers.base import ZOOptimizer
 from zoft.step import Draw, State
@@ -28,6 +27,12 @@ class LOZO(ZOOptimizer):
 
     Note:
         The public code's update has no 1/r: its learning rate is ours over r.
+
+    Examples:
+        >>> import zoft
+        >>> method = zoft.get_optimizer("lozo", rank=2, interval=50)
+        >>> method.forwards
+        2
     """
 
     name: ClassVar[str] = "lozo"
@@ -44,22 +49,16 @@ class LOZO(ZOOptimizer):
     def draw(self, noise: Noise, key: Key, span: Span) -> Tensor:
         """U·Vᵀ over ``span`` of a matrix, else u."""
         block = span.block
-        if not _is_matrix(block):
+        if not block.is_matrix:
             return super().draw(noise, key, span)
-        columns = block.numel // block.shape[0]
-        first, last = span.start // columns, -(-span.stop // columns)
         device, dtype = block.parameter.device, working_dtype(block.parameter.dtype)
-        rows = noise(key, Span(block, first * self.rank, last * self.rank), device)
-        lazy = key._replace(step=key.step - key.step % self.interval, part=1)
-        shared = noise.fresh(lazy, Span(block, 0, columns * self.rank), device)
-        product = rows.to(dtype).view(-1, self.rank) @ shared.to(dtype).view(-1, self.rank).T
-        return product.view(-1)[span.start - first * columns :][: len(span)]
+        first, last = span.rows
+        u = noise(key, Span(block, first * self.rank, last * self.rank), device)
+        kept = key._replace(step=key.step - key.step % self.interval, part=1)
+        v = noise.fresh(kept, Span(block, 0, block.columns * self.rank), device)
+        return span.of_rows(u.to(dtype).view(-1, self.rank) @ v.to(dtype).view(-1, self.rank).T)
 
     def estimate(self, state: State, span: Span, draws: Sequence[Draw]) -> Tensor:
         """The mean of c·z, over r for a matrix."""
         mean = super().estimate(state, span, draws)
-        return mean.div_(self.rank) if _is_matrix(span.block) else mean
-
-
-def _is_matrix(block: Block) -> bool:
-    return len(block.shape) > 1
+        return mean.div_(self.rank) if span.block.is_matrix else mean

@@ -17,11 +17,17 @@ class MeZO(ZOOptimizer):
 
     Reference: Malladi et al., "Fine-Tuning Language Models with Just Forward Passes", arXiv
     2305.17333, Algorithm 1.
+
+    Examples:
+        >>> import zoft
+        >>> method = zoft.get_optimizer("mezo", directions=4)
+        >>> method.forwards
+        8
     """
 
     name: ClassVar[str] = "mezo"
     paper: ClassVar[str] = "arXiv 2305.17333"
     published: ClassVar[str] = (
-        "lr 1e-6 or 1e-7 at ε 1e-3 on OPT-13B, batch 16; lr 1e-7 to 1e-5 at ε 1e-3 on RoBERTa-large, batch 64 "
-        "(the paper's hyper-parameter tables, full fine-tuning)."
+        "lr 1e-6 or 1e-7 at ε 1e-3 on OPT-13B, batch 16; lr 1e-7, 1e-6 or 1e-5 at ε 1e-3 on RoBERTa-large, batch 64 "
+        "(the grids of the paper's appendix, full fine-tuning)."
     )

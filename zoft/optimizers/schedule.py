@@ -17,7 +17,9 @@ def scheduled(kind: Schedule, first: float, last: float, step: int, steps: int) 
     """
     if kind == "constant":
         return first
-    x = min(step / steps, 1.0)
+    if step >= steps:
+        return last
+    x = step / steps
     if kind == "exponential":
         return first * (last / first) ** x
     if kind == "cosine":

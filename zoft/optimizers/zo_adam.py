@@ -31,6 +31,12 @@ class ZOAdam(ZOOptimizer):
     Note:
         Weight decay is decoupled, as in AdamW. Malladi et al. keep the moments as past seeds and c's, which
         gives the same numbers with less memory and more time; here they are tensors.
+
+    Examples:
+        >>> import zoft
+        >>> method = zoft.get_optimizer("zo-adam", lr=1e-4, directions=2)
+        >>> method.forwards
+        4
     """
 
     name: ClassVar[str] = "zo-adam"

@@ -45,6 +45,12 @@ class ZOAdaMU(ZOOptimizer):
         Eq. (6) has √(v² + σ), Algorithm 1 and the public code √(v + σ), which is followed.
         In Algorithm 1 the momentum is z itself, of either sign; the public code keeps sign(c)·z, which
         points uphill: ``signed_momentum``. The steps counted are those that were not skipped.
+
+    Examples:
+        >>> import zoft
+        >>> method = zoft.get_optimizer("zo-adamu", lr=1e-4, anneal_steps=16000)
+        >>> method.anneal(16000)
+        Annealed(alpha=0.5, beta1=0.9, beta2=0.01)
     """
 
     name: ClassVar[str] = "zo-adamu"

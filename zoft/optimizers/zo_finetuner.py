@@ -20,6 +20,14 @@ class ZOFinetuner(ZOOptimizer):
     Cost: 2 forwards a step, 4 bytes a block and 8 for the last losses.
 
     Reference: Zhang et al., "Learning a Zeroth-Order Optimizer for Fine-Tuning LLMs", arXiv 2510.00419.
+
+    Examples:
+        >>> import torch, zoft
+        >>> model = torch.nn.Linear(3, 1)
+        >>> tuner = zoft.Tuner.untrained(model)
+        >>> method = zoft.get_optimizer("zo-finetuner", tuner=tuner.bind(model))
+        >>> method.forwards
+        2
     """
 
     name: ClassVar[str] = "zo-finetuner"

@@ -26,6 +26,12 @@ class ZOSGDConservative(ZOOptimizer):
 
     Note:
         In bfloat16 and float16 a candidate is measured rounded to nearest, and taken by stochastic rounding.
+
+    Examples:
+        >>> import zoft
+        >>> method = zoft.get_optimizer("zo-sgd-cons", estimator="one-sided")
+        >>> method.forwards
+        4
     """
 
     name: ClassVar[str] = "zo-sgd-cons"

@@ -23,6 +23,12 @@ class ZOSGDMomentum(ZOOptimizer):
 
     Reference: Zhang et al., "Revisiting Zeroth-Order Optimization for Memory-Efficient LLM Fine-Tuning:
     A Benchmark", arXiv 2402.11592.
+
+    Examples:
+        >>> import zoft
+        >>> method = zoft.get_optimizer("zo-sgd-mmt", momentum=0.9)
+        >>> method.forwards
+        2
     """
 
     name: ClassVar[str] = "zo-sgd-mmt"

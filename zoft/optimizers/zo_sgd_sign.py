@@ -25,6 +25,12 @@ class ZOSGDSign(ZOOptimizer):
     Reference: Liu et al., "signSGD via Zeroth-Order Oracle", ICLR 2019, Algorithm 1 (elementwise);
     Zhang et al., "Revisiting Zeroth-Order Optimization for Memory-Efficient LLM Fine-Tuning: A
     Benchmark", arXiv 2402.11592.
+
+    Examples:
+        >>> import zoft
+        >>> method = zoft.get_optimizer("zo-sgd-sign", elementwise=True)
+        >>> method.forwards
+        2
     """
 
     name: ClassVar[str] = "zo-sgd-sign"
