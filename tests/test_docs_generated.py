@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -10,6 +12,8 @@ import pytest
 import yaml
 
 from docs import generate
+from tests.test_finetune import tiny_loaded, untrained
+from zoft.cli import main
 from zoft.optimizers import OPTIMIZERS, ZOOptimizer
 
 ROOT = Path(__file__).parents[1]
@@ -88,6 +92,22 @@ def test_a_page_has_everything(name: str) -> None:
     assert f"| forward passes a step | {method.forwards}" in cost
     assert (f"{method.state_bytes(blocks):,} bytes" if method.state_bytes(blocks) else "| none |") in cost
     assert f"arxiv.org/abs/{cls.paper.removeprefix('arXiv ')}" in text
+
+
+@pytest.mark.parametrize("page", [*OPTIMIZERS, "compositions"])
+def test_the_command_of_a_page_runs_dry(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / generate.FOLDER / f"{page}.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^```bash\nzoft (.*)\n```$", text, re.MULTILINE)
+    if "my-tuner" in command:
+        untrained(tiny_loaded()).save_pretrained(tmp_path / "my-tuner")
+    with pytest.raises(SystemExit) as ended:
+        main([*shlex.split(command), "--dry-run"])
+    out, err = capsys.readouterr()
+    assert (ended.value.code or 0, err) == (0, "")
+    assert "model: zoft-base" in out
 
 
 def test_every_pair_is_possible_or_refused_with_its_reason() -> None:
