@@ -29,12 +29,13 @@ from typing import Any
 from finetune import plots, report
 from finetune.compare_config import REFERENCE, CompareConfig
 from finetune.compare_run import Bench, BenchFactory, Runner, RunSpec, language_model_bench, make_runner
-from finetune.methods import MethodPlan, plan_methods
+from finetune.methods import MethodPlan, plan_methods, with_all
 from finetune.report import Chosen, TaskSummary, number
 from finetune.sweep import Executor, InProcess, Job, Processes, Record, RunStore, Search, drive, grid_lr, search_grid
 from zoft.config import unknown
 from zoft.errors import Interrupted, UsageError
 from zoft.runs.reporters import TensorBoardReporter
+from zoft.tasks import tasks_with_role
 
 RUNS_FILE, RESULT_FILE, TABLE_FILE, LRS_FILE, CONFIG_FILE = (
     "runs.jsonl",
@@ -91,7 +92,8 @@ def compare(
         ArtifactError, IncompatibleError: a base or tuner cannot be read, or they do not fit.
         Interrupted: by Ctrl-C; every finished run is kept.
     """
-    config = config.model_copy(update={"tasks": config.tasks or _development_tasks()})
+    tasks, optimizers = config.tasks or tasks_with_role("development"), with_all(config.optimizers)
+    config = config.model_copy(update={"tasks": tasks, "optimizers": optimizers})
     arguments = (config.base, tuple(config.tasks), config.device, config.dtype)
     bench = factory(*arguments)
     methods = plan_methods(config, bench)
@@ -131,12 +133,6 @@ def describe(config: CompareConfig, methods: Sequence[MethodPlan]) -> list[str]:
 
 def _listed(seeds: Sequence[int]) -> str:
     return ", ".join(map(str, seeds))
-
-
-def _development_tasks() -> list[str]:
-    from zoft.tasks import tasks_with_role
-
-    return tasks_with_role("development")
 
 
 def _check(config: CompareConfig, methods: Sequence[MethodPlan]) -> None:

@@ -81,7 +81,8 @@ class CompareConfig(Config):
     )
     optimizers: list[str] = Field(
         ["mezo", "hizoo"],
-        description="Methods without a tuner, each a name or name:key=value (hizoo:smooth_scale=1e-4).",
+        description="Methods without a tuner, each a name or name:key=value (hizoo:smooth_scale=1e-4); "
+        "`all` is every one that is not named otherwise.",
     )
     tuners: dict[str, str] = Field(
         {}, description="Tuner folders by label; each is a method, and its untrained control another."

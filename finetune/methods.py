@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from finetune.compare_config import CompareConfig
+from finetune.compare_config import CompareConfig, MethodEntry
 from finetune.compare_run import Bench, TunerSource, tuner_hash
 from zoft.errors import UsageError
-from zoft.optimizers import get_optimizer
+from zoft.optimizers import OPTIMIZERS, get_optimizer
 from zoft.tuner import Tuner
 
 #: The method that a tuner belongs to.
@@ -42,6 +42,20 @@ class MethodPlan:
         content = asdict(self)
         del content["label"]
         return content
+
+
+#: The entry that stands for every other method without a tuner.
+ALL = "all"
+
+
+def with_all(entries: Sequence[str]) -> list[str]:
+    """The entries, with the registered methods that no other entry names in place of :data:`ALL`.
+
+    Those that need a tuner are not among them; the others have their default hyper-parameters.
+    """
+    named = {MethodEntry.parse(entry).name for entry in entries} | {LEARNED}
+    rest = [name for name in OPTIMIZERS if name not in named]
+    return [name for entry in entries for name in (rest if entry == ALL else [entry])]
 
 
 def plan_methods(config: CompareConfig, bench: Bench) -> list[MethodPlan]:

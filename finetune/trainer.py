@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -47,10 +47,12 @@ class ZOTrainerMixin(CheckpointsWithoutPickles):
     allocated and the model is not wrapped. Gradient clipping does not apply.
 
     Args:
-        zo_method: the method; its ``lr`` is what the schedule scales (``args.learning_rate`` is not used).
+        zo_method: the method; its ``lr`` and ``weight_decay`` are used, ``args.learning_rate`` and
+            ``args.weight_decay`` are not. ``args.lr_scheduler_type`` scales the former.
         zo_seed: seed of the directions; ``args.seed`` by default.
         zo_noise: kind of noise.
         zo_keep_bytes: see :class:`zoft.noise.Noise`.
+        zo_params: parameter groups, as for :class:`zoft.ZerothOrder`; by default one of all that is trainable.
         zo_patience: so many lost steps in a row end the training. A step is lost if a loss is not finite
             (it is then skipped), if it is 5 times the first step's (or 5 nats, where that was below 1), or if
             L+ = L−, as when weights have grown so large that no perturbation matters.
@@ -80,6 +82,7 @@ class ZOTrainerMixin(CheckpointsWithoutPickles):
         zo_seed: int | None = None,
         zo_noise: str = "gaussian-table",
         zo_keep_bytes: int = 0,
+        zo_params: Iterable[Any] | None = None,
         zo_patience: int = 10,
         **kwargs: Any,
     ) -> None:
@@ -90,7 +93,7 @@ class ZOTrainerMixin(CheckpointsWithoutPickles):
         self.last: StepResult | None = None
         self.last_lr = math.nan
         self._zo_seed, self._zo_noise, self._zo_keep_bytes = zo_seed, zo_noise, zo_keep_bytes
-        self._zo_patience = zo_patience
+        self._zo_params, self._zo_patience = zo_params, zo_patience
         self._lost_in_a_row = 0
         self._first_loss: float | None = None
         self._micro_batches: list[Any] = []
@@ -141,6 +144,7 @@ class ZOTrainerMixin(CheckpointsWithoutPickles):
                 seed=self.args.seed if self._zo_seed is None else self._zo_seed,
                 noise=self._zo_noise,
                 keep_bytes=self._zo_keep_bytes,
+                params=self._zo_params,
                 reduce=self._over_processes() if several else None,
             )
         return self.optimizer

@@ -13,9 +13,11 @@ import pytest
 from finetune.compare import RUNS_FILE, Comparison, compare
 from finetune.compare_config import SELECTION_OFFSET, CompareConfig, MethodEntry
 from finetune.compare_run import NO_BETTER, NOT_FINITE
+from finetune.methods import with_all
 from tests.compare_toys import mlp_bench, planted_tuner, toy_bench
 from zoft.errors import Interrupted, UsageError
 from zoft.models import load_model
+from zoft.optimizers import OPTIMIZERS, get_optimizer
 from zoft.tasks import TASKS, get_task
 from zoft.tasks.lm import LMTask
 
@@ -234,13 +236,38 @@ def test_an_entry_is_a_method_with_its_hyper_parameters() -> None:
     assert entry.label == "hizoo:smooth-scale=1e-4:directions=2"
 
 
+def hyper(entry: str) -> dict:
+    """The hyper-parameters of an entry."""
+    return MethodEntry.parse(entry).hyper
+
+
+def test_all_stands_for_every_method_that_needs_no_tuner_and_is_not_named(tmp_path: Path) -> None:
+    plain = [name for name in OPTIMIZERS if name != "zo-finetuner"]
+    assert with_all(["all"]) == plain
+    assert len(plain) >= 11
+    given = ["fzoo:directions=4", "all", "mezo", "lozo+zo-adam"]
+    others = [name for name in plain if name not in ("fzoo", "mezo")]
+    assert with_all(given) == ["fzoo:directions=4", *others, "mezo", "lozo+zo-adam"]
+    assert with_all(["hizoo"]) == ["hizoo"]
+
+    lrs = dict.fromkeys([*plain, "untrained"], 1e-4)
+    values = {"optimizers": ["all"], "lr_mode": "fixed", "lrs": lrs, "seeds": 1, "forwards": 40}
+    comparison = compare(config(tmp_path, **values), say=quiet, factory=toy_bench)
+    assert list(comparison.tasks[0].cells) == [*plain, "untrained"]
+    assert CompareConfig.load(tmp_path / "config.yaml").optimizers == plain
+    made = {record["settings"]["optimizer"]: record["forwards"] for record in records(tmp_path)}
+    assert set(made) == {*plain, "zo-finetuner"}
+    assert all(32 <= forwards <= 40 for forwards in made.values())
+
+
 def test_the_example_configurations_are_of_tasks_with_the_right_role_and_lack_no_learning_rate() -> None:
     folder = Path(__file__).parents[1] / "finetune" / "configs"
     files = [file for file in sorted(folder.glob("*.yaml")) if file.read_text().startswith("# zoft compare ")]
-    assert [file.stem for file in files] == ["compare-development", "compare-quick", "demo"]
+    assert [file.stem for file in files] == ["compare-development", "compare-methods", "compare-quick", "demo"]
     for file in files:
         assert file.read_text().splitlines()[0] == f"# zoft compare --config finetune/configs/{file.name}"
         made = CompareConfig.load(file)
+        assert all(get_optimizer(MethodEntry.parse(name).name, **hyper(name)) for name in with_all(made.optimizers))
         role = "held-out" if file.stem == "demo" else "development"
         assert {TASKS[task].role for task in made.tasks} == {role}
         if made.lr_mode == "fixed":

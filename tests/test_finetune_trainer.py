@@ -144,6 +144,39 @@ def test_any_trainer_resumes_bit_for_bit_and_without_pickles(tmp_path: Path) -> 
     assert suffixes == {".json", ".safetensors"}
 
 
+def test_a_trainers_parameter_groups_are_scheduled_and_resumed(tmp_path: Path) -> None:
+    """The schedule scales every group's own rate; what is in no group stays; resuming keeps both."""
+    method = get_optimizer("hizoo", lr=1e-3)
+    values: dict[str, Any] = {"lr_scheduler_type": "linear", "save_strategy": "steps", "save_steps": 2}
+    rates: list[tuple[float, float]] = []
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            first, second = kwargs["optimizer"].param_groups
+            rates.append((first["lr"], second["lr"]))
+
+    def trainer(folder: str, model: Any) -> ZOTrainer:
+        groups = [
+            {"params": model.model.layers[0].parameters()},
+            {"params": model.model.layers[1].parameters(), "lr": 1e-4, "weight_decay": 0.1},
+        ]
+        args = arguments(tmp_path / folder, **values)
+        data = rows(16)
+        return ZOTrainer(model, args, train_dataset=data, zo_method=method, zo_params=groups, callbacks=[Watch()])
+
+    straight, resumed, before = tiny_model("llama"), tiny_model("llama"), weights(tiny_model("llama"))
+    with _global_generators_kept():
+        trainer("run", straight).train()
+        trainer("other", resumed).train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    expected = [(1e-3 * left, 1e-4 * left) for left in (0.75, 0.5, 0.25, 0.0)]
+    assert rates == [pytest.approx(pair) for pair in expected + expected[2:]]
+    after = weights(straight)
+    assert all(torch.equal(value, weights(resumed)[name]) for name, value in after.items())
+    assert {name for name in after if not torch.equal(after[name], before[name])} == {
+        name for name in after if ".layers." in name
+    }
+
+
 def test_a_gradient_scaler_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no gradient to scale"), _global_generators_kept():
         args = arguments(tmp_path)

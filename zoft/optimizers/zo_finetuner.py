@@ -17,7 +17,7 @@ class ZOFinetuner(ZOOptimizer):
 
     It differs from MeZO in the tuner alone, and every other method takes a tuner too.
 
-    Cost: 2 forwards a step, 4 bytes a block and 8 for the last losses.
+    Cost: 2 forwards a step, 8 bytes a block (σ and ν·σ) and 8 for the last losses.
 
     Reference: Zhang et al., "Learning a Zeroth-Order Optimizer for Fine-Tuning LLMs", arXiv 2510.00419.
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from zoft.blocks import Block, Blocks
+from zoft.errors import UsageError
 from zoft.step import Probe, State
 from zoft.tuner.features import FeatureConstants, block_statistics, features
 from zoft.tuner.normalization import NormalizationConfig, effective_sizes, normalization
@@ -34,6 +35,15 @@ class BoundTuner:
     normalization: NormalizationConfig
     batch_size: int = 16
     notes: tuple[str, ...] = ()
+
+    def check(self, blocks: Blocks) -> None:
+        """Raise a UsageError if the tuner was bound to another number of trainable blocks."""
+        rows = len(self.network.out.bias)
+        if rows != len(blocks):
+            raise UsageError(
+                f"the tuner is bound to {rows} trainable blocks, and {len(blocks)} are to be trained",
+                "Freeze what shall stay, then bind the tuner, and train every block that is trainable.",
+            )
 
     def init(self, blocks: Blocks) -> State:
         """σ = 1 and losses 0 before the first step, float32 on the CPU."""
