@@ -10,7 +10,8 @@ from pydantic import Field, TypeAdapter, ValidationError, ValidationInfo, field_
 
 from zoft.config import Config, nearest, unknown
 from zoft.errors import UsageError
-from zoft.models import DTYPES, resolve_model
+from zoft.models import DTYPES
+from zoft.names import resolve_model
 from zoft.noise import NOISES
 from zoft.optimizers import OPTIMIZERS
 from zoft.tasks import get_task

@@ -91,7 +91,7 @@ def finetune(
 
     Args:
         config: a configuration, its values, or a YAML file; ``settings`` win over it.
-        model: a name (see :func:`zoft.models.resolve_model`) or a loaded model, which is changed in place.
+        model: a name (see :func:`zoft.names.resolve_model`) or a loaded model, which is changed in place.
         task: a name in ``zoft.tasks.TASKS``, or any :class:`zoft.tasks.base.Task`.
         tuner: the folder of a tuner, or a tuner.
         resume: go on with the unfinished run in ``output_dir``, bit for bit.
