@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune.sweep import Record
+from zoft.blocks import weights_hash
 from zoft.objective import Objective, evaluating
 from zoft.optimizers import ZerothOrder, ZOOptimizer, get_optimizer
 from zoft.tasks.base import Task
@@ -125,21 +126,9 @@ class RunSpec:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def weights_hash(model: nn.Module) -> str:
-    """Hash of the names and bits of a model's parameters and buffers."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:32]
-
-
 def tuner_hash(tuner: Tuner) -> str:
     """Hash of everything that a tuner computes with."""
-    config = tuner.config.model_dump(mode="json", include={"blocks", "network", "constants", "normalization", "noise"})
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    digest.update(weights_hash(tuner.network).encode())
-    return digest.hexdigest()[:32]
+    return tuner.digest
 
 
 def build_method(spec: RunSpec, model: nn.Module) -> ZOOptimizer:

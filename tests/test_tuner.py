@@ -188,6 +188,11 @@ def test_unknown_keys_warn_and_newer_formats_are_refused(folder):
         Tuner.from_pretrained(folder)
 
 
+def edit_blocks(folder, **changes):
+    blocks = json.loads((folder / "tuner_config.json").read_text())["blocks"]
+    edit(folder, blocks={**blocks, **changes})
+
+
 def _tensors(change):
     def apply(folder):
         tensors = load_file(folder / "tuner.safetensors")
@@ -212,7 +217,14 @@ DAMAGE = {
     ),
     "missing tensor": (_tensors(lambda t: t.pop("out.bias")), r"holds hidden\.bias, hidden\.weight, out\.weight, not"),
     "wrong shape": (_tensors(lambda t: t.update({"out.bias": torch.zeros(4, 1)})), r"out\.bias is .* \(4, 1\)"),
-    "wrong dtype": (_tensors(lambda t: t.update({"out.bias": t["out.bias"].half()})), "float16"),
+    "wrong dtype": (_tensors(lambda t: t.update({"out.bias": t["out.bias"].half()})), "is F16"),
+    "other weights": (_tensors(lambda t: t["out.bias"].add_(1)), "not the file that was written"),
+    "signature": (lambda f: edit_blocks(f, signature="0" * 64), "signature is not that of the names and shapes"),
+    "name": (lambda f: edit_blocks(f, names=["\x1b[31m", "b", "c", "d", "e"]), "is no name of a block"),
+    "path": (lambda f: edit(f, base_model_name_or_path="a\n../b"), "is no name of a base"),
+    "not a number": (lambda f: edit(f, constants={"mean_shift": float("nan")}), "NaN is no number"),
+    "tasks": (lambda f: (f / "meta_train.json").write_text('{"tasks": [3]}'), "tasks is no list of names"),
+    "large": (lambda f: (f / "tuner_config.json").write_bytes(b" " * (4 * 2**20 + 1)), "larger than any"),
     "not finite": (_tensors(lambda t: t["out.bias"].fill_(float("nan"))), "not finite"),
 }
 

@@ -23,15 +23,17 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def explained(error: BaseException, place: Resolved, what: str) -> ArtifactError | None:
+def explained(error: BaseException, place: Resolved, what: str, cached: bool = True) -> ArtifactError | None:
     """The error for the user when ``error`` came from the Hub or the way to it; None otherwise.
 
     Args:
         place: what was asked for.
         what: ``model`` or ``tuner``.
+        cached: whether the local cache would have done.
     """
     kinds = {base.__name__ for link in chain(error) for base in type(link).__mro__}
-    return _refused(kinds, _status(error), place, what) or _unreachable(kinds, _status(error), place.path_or_repo)
+    lacking = f"{place.path_or_repo} is not in the local cache, and the Hub" if cached else "the Hub"
+    return _refused(kinds, _status(error), place, what) or _unreachable(kinds, _status(error), lacking)
 
 
 def _refused(kinds: set[str], status: int | None, place: Resolved, what: str) -> ArtifactError | None:
@@ -61,9 +63,8 @@ def _refused(kinds: set[str], status: int | None, place: Resolved, what: str) ->
     return None
 
 
-def _unreachable(kinds: set[str], status: int | None, where: str) -> ArtifactError | None:
+def _unreachable(kinds: set[str], status: int | None, lacking: str) -> ArtifactError | None:
     """The Hub did not answer, or not usably, and the local cache does not help."""
-    lacking = f"{where} is not in the local cache, and the Hub"
     if "OfflineModeIsEnabled" in kinds:
         return ArtifactError(
             f"{lacking} cannot be reached: offline mode is on", "Unset HF_HUB_OFFLINE, or give a local ./folder."
@@ -73,9 +74,7 @@ def _unreachable(kinds: set[str], status: int | None, where: str) -> ArtifactErr
     if kinds & {"TimeoutException", "Timeout", "TimeoutError"}:
         return ArtifactError(f"{lacking} does not answer in time", "Check the connection, or try again later.")
     if kinds & {"NetworkError", "TransportError", "ConnectError", "ConnectionError"}:
-        return ArtifactError(
-            f"{lacking} cannot be reached", "Check the connection, or give a local ./folder."
-        )
+        return ArtifactError(f"{lacking} cannot be reached", "Check the connection, or give a local ./folder.")
     if "LocalEntryNotFoundError" in kinds:
         return ArtifactError(
             f"{lacking} cannot be reached or was not asked",

@@ -34,6 +34,7 @@ DTYPES: dict[str, torch.dtype] = {
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
+
 @dataclass(frozen=True)
 class LoadedModel:
     """A model in evaluation mode and its tokenizer.

@@ -91,7 +91,7 @@ def resolve(name: str, what: str, marker: str, short: Mapping[str, str]) -> Reso
     Args:
         what: ``model`` or ``tuner``, for messages.
         marker: the file that makes a folder one.
-        short: for each short name, what it stands for: a path, or ``user/repo[@revision]``.
+        short: for each short name, what it stands for: an absolute path, or ``user/repo[@revision]``.
 
     Raises:
         UsageError: a name that is none of these.
@@ -110,14 +110,17 @@ def resolve(name: str, what: str, marker: str, short: Mapping[str, str]) -> Reso
             told = f"{name} is a local folder, and is used as such" if HUB_NAME.fullmatch(name) else ""
             return Resolved(name, is_local=True, note=told)
         found = on_hub(name, name, what, None)
-        return replace(found, note=f"the folder ./{name} holds no {what}: looking on the Hub") if here.is_dir() else found
+        return (
+            replace(found, note=f"the folder ./{name} holds no {what}: looking on the Hub") if here.is_dir() else found
+        )
     bare, _, revision = name.partition("@")
     if bare in short:
-        place = resolve(short[bare], what, marker, {})
+        target = short[bare]
+        if not Path(target).is_absolute():
+            place = on_hub(target, name, what, None)
+            return replace(place, revision=revision) if revision else place
         if not revision:
-            return place
-        if not place.is_local:
-            return replace(place, revision=revision)
+            return Resolved(target, is_local=True)
     if (here / marker).is_file() or here.is_file():
         return Resolved(name, is_local=True)
     remedy = f"Write ./{name} for the folder." if here.is_dir() else "Or give user/repo or ./folder."
