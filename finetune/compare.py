@@ -29,7 +29,7 @@ from typing import Any
 from finetune import plots, report
 from finetune.compare_config import REFERENCE, CompareConfig
 from finetune.compare_run import Bench, BenchFactory, Runner, RunSpec, language_model_bench, make_runner
-from finetune.methods import MethodPlan, plan_methods
+from finetune.methods import MethodPlan, pinned, plan_methods
 from finetune.report import Chosen, TaskSummary, number
 from finetune.sweep import Executor, InProcess, Job, Processes, Record, RunStore, Search, drive, grid_lr, search_grid
 from zoft.config import unknown
@@ -91,7 +91,7 @@ def compare(
         ArtifactError, IncompatibleError: a base or tuner cannot be read, or they do not fit.
         Interrupted: by Ctrl-C; every finished run is kept.
     """
-    config = config.model_copy(update={"tasks": config.tasks or _development_tasks()})
+    config = pinned(config.model_copy(update={"tasks": config.tasks or _development_tasks()}))
     arguments = (config.base, tuple(config.tasks), config.device, config.dtype)
     bench = factory(*arguments)
     methods = plan_methods(config, bench)

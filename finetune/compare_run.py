@@ -8,7 +8,6 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -63,7 +62,7 @@ class TunerSource:
     """Where a run's tuner comes from.
 
     Attributes:
-        folder: the tuner's folder; None is a tuner of the default network for the model.
+        folder: the tuner's name, see :mod:`zoft.names`; None is a tuner of the default network for the model.
         untrained: take the initial values that the seed gives instead of the learned ones.
         seed: seed of the initial values.
         digest: :func:`tuner_hash` of the tuner.
@@ -78,7 +77,7 @@ class TunerSource:
         """The tuner; ``model`` must be at its initial weights."""
         if self.folder is None:
             return Tuner.untrained(model, seed=self.seed)
-        tuner = Tuner.from_pretrained(Path(self.folder))
+        tuner = Tuner.from_pretrained(self.folder)
         if not self.untrained:
             return tuner
         network = PertNN(len(tuner.config.blocks.names), tuner.config.network, self.seed)

@@ -5,6 +5,7 @@ transformers is imported inside the functions, so that importing this module cos
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -20,6 +21,8 @@ from zoft.errors import ArtifactError, DoesNotFitError, UsageError, ZoftError
 from zoft.hub_errors import chain, explained
 from zoft.names import ALIASES as ALIASES
 from zoft.names import EMBEDDED, EMBEDDED_FOLDER, Resolved, resolve_model
+
+_log = logging.getLogger(__name__)
 
 KINDS = ("auto", "causal", "masked")
 
@@ -112,6 +115,8 @@ def load_model(
             f"{name}: the checkpoint lacks {len(missing)} of the model's weights, the first is {missing[0]}",
             f"Use a checkpoint of a {found} language model.",
         )
+    if commit and not resolved.is_local:
+        _log.info("model %s at commit %s", source, commit)
     label = EMBEDDED if source == str(EMBEDDED_FOLDER) else source
     return LoadedModel(model, tokenizer, found, label, None if resolved.is_local else commit)
 

@@ -87,7 +87,7 @@ def main(args: Sequence[str] | None = None) -> None:
     debug = "--debug" in given
     from zoft.cli import console
 
-    console.quieten(debug)
+    console.quieten(debug, "--quiet" in given)
     try:
         code = cli.main(args=given, prog_name="zoft", standalone_mode=False)
     except (ZoftError, click.ClickException, click.Abort, KeyboardInterrupt) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -37,6 +38,8 @@ from zoft.tuner.features import FeatureConstants, block_statistics
 from zoft.tuner.index import check_listed, resolve_tuner
 from zoft.tuner.normalization import NormalizationConfig
 from zoft.tuner.pertnn import NetworkConfig, PertNN
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -228,6 +231,7 @@ class Tuner:
             )
             pinned = f"hf://{Resolved(place.path_or_repo, commit, subfolder=place.subfolder)}"
             origin = Origin(str(Resolved(place.path_or_repo, subfolder=place.subfolder)), commit, pinned)
+            _log.info("tuner %s", origin)
         tuner = cls.from_folder(folder)
         if isinstance(id_or_path, str):
             check_listed(id_or_path, folder / WEIGHTS_FILE)
