@@ -43,6 +43,7 @@ ONLY_IN = {
     "huggingface_hub": ("zoft.tuner.hub",),
     "higher": ("meta_train.unroll",),
     "peft": ("zoft.models",),
+    "matplotlib": ("finetune.plots", "zoft.tuner.show"),
     "tensorboard": ("zoft.runs.reporters",),
     "torch.utils.tensorboard": ("zoft.runs.reporters",),
 }

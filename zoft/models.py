@@ -16,11 +16,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from zoft.blocks import canonical_name
 from zoft.config import unknown
 from zoft.errors import ArtifactError, DoesNotFitError, UsageError, ZoftError
 from zoft.hub_errors import chain, explained
 from zoft.names import ALIASES as ALIASES
 from zoft.names import EMBEDDED, EMBEDDED_FOLDER, Resolved, resolve_model
+from zoft.tuner.config import BlockTable
 
 _log = logging.getLogger(__name__)
 
@@ -119,6 +121,40 @@ def load_model(
         _log.info("model %s at commit %s", source, commit)
     label = EMBEDDED if source == str(EMBEDDED_FOLDER) else source
     return LoadedModel(model, tokenizer, found, label, None if resolved.is_local else commit)
+
+
+def base_blocks(name: str) -> tuple[BlockTable, str | None]:
+    """The blocks of a model by its configuration alone: nothing but config.json is downloaded.
+
+    Args:
+        name: see :func:`zoft.names.resolve_model`.
+
+    Returns:
+        The table of blocks, and the commit on the Hub; None for a local folder.
+
+    Raises:
+        UsageError: a wrong name.
+        ArtifactError: the configuration cannot be had.
+    """
+    resolved = resolve_model(name)
+    import transformers
+
+    options: dict[str, Any] = {"subfolder": resolved.subfolder or ""}
+    if not resolved.is_local:
+        options["revision"] = resolved.revision or "main"
+    try:
+        config = transformers.AutoConfig.from_pretrained(resolved.path_or_repo, **options)
+        masked = _kind(config, "auto", name) == "masked"
+        auto: Any = transformers.AutoModelForMaskedLM if masked else transformers.AutoModelForCausalLM
+        with torch.device("meta"):
+            model = auto.from_config(config)
+    except ZoftError:
+        raise
+    except Exception as error:
+        raise _explained(error, name, resolved) from error
+    named = {canonical_name(full): tuple(parameter.shape) for full, parameter in model.named_parameters()}
+    commit = None if resolved.is_local else getattr(config, "_commit_hash", None)
+    return BlockTable.of(list(named), list(named.values())), commit
 
 
 def save_model(loaded: LoadedModel, folder: str | Path) -> Path:

@@ -27,7 +27,7 @@ VERBS: dict[str, Verb] = {
     "finetune": Verb("zoft.cli.finetune", "Fine-tune a model with a tuner or a baseline method."),
     "evaluate": Verb("zoft.cli.evaluate", "Evaluate a model on a task, zero-shot."),
     "compare": Verb("zoft.cli.compare", "Compare methods on tasks: table, plots, JSON."),
-    "tuner": Verb("zoft.cli.tuner", "Look at tuners."),
+    "tuner": Verb("zoft.cli.tuner", "Look at, share and convert tuners."),
     "env": Verb("zoft.cli.env", "Show versions and devices, for a bug report."),
 }
 

@@ -99,7 +99,7 @@ class Tuner:
             zoft_version=metadata.version("zoft"),
             base_model_name_or_path=base_model_name_or_path,
             base_model_revision=base_model_revision,
-            blocks=BlockTable(names=blocks.names, shapes=[list(s) for s in blocks.shapes], signature=blocks.signature),
+            blocks=BlockTable.of(blocks.names, blocks.shapes),
             network=network,
             constants=FeatureConstants.of(block_statistics(blocks)),
             normalization=normalization or NormalizationConfig(),

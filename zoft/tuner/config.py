@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pydantic import Field
 
+from zoft.blocks import signature_of
 from zoft.config import Config
 from zoft.noise import GaussianTable
 from zoft.tuner.features import FeatureConstants
@@ -32,6 +35,11 @@ class BlockTable(Config):
         description="Shapes in row order; null where a converted tuner's base could not be asked."
     )
     signature: str = Field(description="Hash of names and shapes (Blocks.signature); empty where shapes are not known.")
+
+    @classmethod
+    def of(cls, names: Sequence[str], shapes: Sequence[Sequence[int]]) -> BlockTable:
+        """The table of blocks with these canonical names and shapes."""
+        return cls(names=list(names), shapes=[list(s) for s in shapes], signature=signature_of(names, shapes))
 
 
 class NoiseConfig(Config):
