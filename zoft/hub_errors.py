@@ -36,6 +36,11 @@ def explained(error: BaseException, place: Resolved, what: str, cached: bool = T
     return _refused(kinds, _status(error), place, what) or _unreachable(kinds, _status(error), lacking)
 
 
+def is_broken_off(error: BaseException) -> bool:
+    """Whether there was a connection, or part of one, and it failed without an answer."""
+    return "TransportError" in {base.__name__ for link in chain(error) for base in type(link).__mro__}
+
+
 def _refused(kinds: set[str], status: int | None, place: Resolved, what: str) -> ArtifactError | None:
     """The Hub answered, and the answer is no."""
     where = place.path_or_repo

@@ -23,6 +23,7 @@ from zoft.hub_errors import chain, explained
 from zoft.names import ALIASES as ALIASES
 from zoft.names import EMBEDDED, EMBEDDED_FOLDER, Resolved, resolve_model
 from zoft.tuner.config import BlockTable
+from zoft.tuner.hub import cached_commit
 
 _log = logging.getLogger(__name__)
 
@@ -98,8 +99,8 @@ def load_model(
         config = transformers.AutoConfig.from_pretrained(source, **options)
         found = _kind(config, kind, name)
         auto = transformers.AutoModelForMaskedLM if found == "masked" else transformers.AutoModelForCausalLM
-        commit = getattr(config, "_commit_hash", None)
-        if commit and not resolved.is_local:
+        commit = None if resolved.is_local else cached_commit(resolved, "config.json")
+        if commit:
             options["revision"] = commit  # so that weights and tokenizer are of the same commit
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
         with without_bars() if resolved.is_local else nullcontext():
@@ -117,10 +118,10 @@ def load_model(
             f"{name}: the checkpoint lacks {len(missing)} of the model's weights, the first is {missing[0]}",
             f"Use a checkpoint of a {found} language model.",
         )
-    if commit and not resolved.is_local:
+    if commit:
         _log.info("model %s at commit %s", source, commit)
     label = EMBEDDED if source == str(EMBEDDED_FOLDER) else source
-    return LoadedModel(model, tokenizer, found, label, None if resolved.is_local else commit)
+    return LoadedModel(model, tokenizer, found, label, commit)
 
 
 def base_blocks(name: str) -> tuple[BlockTable, str | None]:
@@ -153,7 +154,7 @@ def base_blocks(name: str) -> tuple[BlockTable, str | None]:
     except Exception as error:
         raise _explained(error, name, resolved) from error
     named = {canonical_name(full): tuple(parameter.shape) for full, parameter in model.named_parameters()}
-    commit = None if resolved.is_local else getattr(config, "_commit_hash", None)
+    commit = None if resolved.is_local else cached_commit(resolved, "config.json")
     return BlockTable.of(list(named), list(named.values())), commit
 
 

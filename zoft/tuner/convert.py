@@ -138,9 +138,7 @@ def _check(file: Path, names: list[str], blocks: BlockTable) -> None:
         problems += [f"{short(name)}: not in the file" for name in missing]
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise IncompatibleError(
-            f"{file} is for another base: {len(names) - len(extra)} of its {len(names)} networks have one of the base's "
-            f"{len(blocks.names)} blocks; "
-            + "; ".join(problems[:3])
-            + more,
+            f"{file} is for another base: {len(names) - len(extra)} of its {len(names)} networks have one of the "
+            f"base's {len(blocks.names)} blocks; " + "; ".join(problems[:3]) + more,
             "Give the base that it was learned on with --base.",
         )

@@ -6,14 +6,15 @@ plain HTTP path.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from zoft.errors import ArtifactError, UsageError, ZoftError
-from zoft.hub_errors import explained
+from zoft.hub_errors import explained, is_broken_off
 from zoft.names import Resolved
 from zoft.tuner.card import TAGS
 from zoft.tuner.config import CARD_FILE, CONFIG_FILE, FILES, PROVENANCE_FILE, WEIGHTS_FILE
@@ -21,6 +22,9 @@ from zoft.tuner.layout import LARGEST, is_pickle, pickled
 
 #: The tag by which tuners are found.
 TAG = TAGS[1]
+
+
+_SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})/")
 
 
 @dataclass(frozen=True)
@@ -71,14 +75,28 @@ def fetch(
     }
     if force_download and local_files_only:
         raise UsageError("force_download needs the Hub, and local_files_only forbids it", "Give one of the two.")
+    names = [WEIGHTS_FILE, PROVENANCE_FILE, *([CARD_FILE] if with_card else [])]
     with _explaining(place):
-        first, commit = _download(place, CONFIG_FILE, place.revision or "main", options)
-        for name in (WEIGHTS_FILE, PROVENANCE_FILE, *([CARD_FILE] if with_card else [])):
-            try:
-                _download(place, name, commit, options)
-            except Exception as error:
-                if name == WEIGHTS_FILE or not _is_optional(error, local_files_only):
-                    raise
+        try:
+            return _fetch(place, names, options)
+        except Exception as error:
+            # The client looks into the cache itself when there is no connection, but not when one breaks off.
+            if local_files_only or force_download or not is_broken_off(error):
+                raise
+            with suppress(Exception):
+                return _fetch(place, names, {**options, "local_files_only": True})
+            raise
+
+
+def _fetch(place: Resolved, names: Sequence[str], options: dict[str, Any]) -> tuple[Path, str]:
+    """The configuration, and at its commit the files ``names``; see :func:`fetch`."""
+    first, commit = _download(place, CONFIG_FILE, place.revision or "main", options)
+    for name in names:
+        try:
+            _download(place, name, commit, options)
+        except Exception as error:
+            if name == WEIGHTS_FILE or not _is_optional(error, options["local_files_only"]):
+                raise
     return first.parent, commit
 
 
@@ -92,8 +110,24 @@ def _download(place: Resolved, name: str, revision: str, options: dict[str, Any]
         raise ArtifactError(
             f"{name} of {place} has {about.file_size:,} bytes, more than any tuner's", "Give a tuner that zoft wrote."
         )
-    commit = str(about.commit_hash)
-    return Path(hf_hub_download(place.path_or_repo, name, revision=commit, **options)), commit
+    # By the name that was asked for, so that the cache knows it when the Hub cannot be asked.
+    file = hf_hub_download(place.path_or_repo, name, revision=revision, **options)
+    return Path(file), commit_in(file) or str(about.commit_hash)
+
+
+def cached_commit(place: Resolved, file: str) -> str | None:
+    """The commit at which ``file`` of a repository was last had from the Hub; None where it is not in the cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    path = "/".join(filter(None, (place.subfolder, file)))
+    found = try_to_load_from_cache(place.path_or_repo, path, revision=place.revision or "main")
+    return commit_in(found) if isinstance(found, str) else None
+
+
+def commit_in(path: str) -> str | None:
+    """The commit in the path of a file in the Hub's cache."""
+    match = _SNAPSHOT.search(path.replace("\\", "/"))
+    return match[1] if match else None
 
 
 def _is_optional(error: Exception, local_files_only: bool) -> bool:
