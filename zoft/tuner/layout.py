@@ -28,6 +28,14 @@ from zoft.tuner.pertnn import weight_shapes
 LARGEST = {CONFIG_FILE: 4 * 2**20, PROVENANCE_FILE: 8 * 2**20, WEIGHTS_FILE: 256 * 2**20, "README.md": 2**20}
 
 _PICKLES = {".pth", ".pt", ".bin", ".pkl", ".pickle", ".ckpt"}
+#: What a tuner of format 1 states: nothing that it computes with is left to a default, which may change.
+_REQUIRED = {
+    "network": ("features", "hidden", "activation", "output", "bound"),
+    "constants": ("mean_shift", "mean_scale", "log_variance_shift", "log_variance_scale"),
+    "normalization": ("kind", "embedding_rows"),
+    "noise": ("kind", "version"),
+}
+
 _CONVERT = "zoft never unpickles; read it with `zoft tuner convert FILE --base BASE --output-dir FOLDER`."
 _AGAIN = "Get the tuner again."
 _LONGEST_NAME = 512
@@ -112,6 +120,11 @@ def read_config(file: Path) -> TunerConfig:
             f"Install zoft {needed} or newer.",
         )
     _check_table(file, content.get("blocks"))
+    for section, keys in _REQUIRED.items():
+        stated = content.get(section)
+        lacking = [key for key in keys if not isinstance(stated, dict) or key not in stated]
+        if lacking:
+            raise ArtifactError(f"{file} does not state {section}.{lacking[0]}", _AGAIN)
     unknown: list[str] = []
     try:
         config = TunerConfig.model_validate(_without_unknown(content, TunerConfig, file.name, unknown))
