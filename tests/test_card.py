@@ -13,6 +13,7 @@ import yaml
 from finetune.compare import compare
 from tests.compare_toys import planted_tuner, toy_bench
 from tests.models import TiedLM, build
+from tests.test_cli import run
 from tests.test_compare import config, quiet
 from zoft.errors import UsageError
 from zoft.tuner import NetworkConfig, Tuner
@@ -117,7 +118,9 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return tuner, folder / "out" / "compare.json"
 
 
-def test_the_results_of_a_comparison(compared: tuple[Path, Path], tmp_path: Path) -> None:
+def test_the_results_of_a_comparison(
+    compared: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     tuner, file = compared
     with_results = Tuner.from_pretrained(tuner).with_results(file)
     text = (with_results.save_pretrained(tmp_path) / "README.md").read_text()
@@ -131,6 +134,13 @@ def test_the_results_of_a_comparison(compared: tuple[Path, Path], tmp_path: Path
         assert line.split("|")[-2].startswith(f" {sum(losses) / 2:.3f} ± ")
     assert ("†" in text) is any(not task["decided"] for task in content["tasks"])
     assert "2 seeds. 12 forward passes a run" in text
+    code, out, _ = run(capsys, "tuner", "show", str(tmp_path))
+    assert code == 0
+    assert table[0] in out
+    assert (
+        run(capsys, "tuner", "show", str(tmp_path), "--card")[1].strip()
+        == text.replace("./FOLDER", str(tmp_path)).strip()
+    )
     again = Tuner.from_pretrained(tmp_path)
     assert again.provenance["results"] == with_results.provenance["results"]
     assert again.digest == with_results.digest

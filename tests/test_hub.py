@@ -292,7 +292,7 @@ def test_the_command_line(
     assert Path("sigma.png").read_bytes().startswith(b"\x89PNG")
     local = json.loads(run(capsys, "tuner", "show", "mine", "--json")[1])
     remote = json.loads(run(capsys, "tuner", "show", "alice/tuner", "--json")[1])
-    assert {**remote, "tuner": "mine"} == {**local, "commit": commit}
+    assert {**remote, "tuner": "mine", "use": local["use"]} == {**local, "commit": commit}
     assert "alice/tuner" in run(capsys, "tuner", "list", "--hub", "--base", "user/base")[1]
     code, _, err = run(capsys, "tuner", "pull", "alice/absent", "other")
     assert code == 3

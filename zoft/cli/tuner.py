@@ -40,9 +40,11 @@ zoft tuner convert llama1B_finetuner.pth --base llama-3.2-1b --output-dir conver
 """
 
 
-def show(name: str, model: str | None, plot: str | None, json_: bool, debug: bool, **hub: Any) -> None:
+def show(name: str, model: str | None, plot: str | None, card: bool, json_: bool, debug: bool, **hub: Any) -> None:
     """Print what a tuner is; draw its σ."""
     from zoft.tuner import Tuner
+    from zoft.tuner.card import card as written
+    from zoft.tuner.card import results_table
     from zoft.tuner.show import COMMON_DEVIATION, describe, plot_sigma, sigma_of
 
     tuner = Tuner.from_pretrained(name, **hub)
@@ -59,11 +61,16 @@ def show(name: str, model: str | None, plot: str | None, json_: bool, debug: boo
     if json_:
         click.echo(json.dumps(described, indent=2, ensure_ascii=False))
         return
+    if card:
+        click.echo(written(tuner.config, tuner.provenance, name).rstrip())
+        return
     for key, value in described.items():
         text = ", ".join(f"{part} {item}" for part, item in value.items()) if isinstance(value, dict) else value
         click.echo(f"{key:14}{text}")
     if plot is not None:
         click.echo(f"{'plot':14}{plot}")
+    if "results" in tuner.provenance:
+        click.echo("\n" + results_table(tuner.provenance["results"]))
 
 
 def list_(hub: bool, base: str | None, author: str | None, json_: bool, debug: bool) -> None:
@@ -190,6 +197,7 @@ command = click.Group(
             params=[
                 _NAME,
                 click.Option(["--plot"], metavar="FILE.png", help="Draw sigma by layer and module type."),
+                click.Option(["--card"], is_flag=True, help="Print the whole card."),
                 click.Option(["--model"], metavar="MODEL", help="Take sigma at this model's blocks."),
                 _JSON,
                 *_HUB_OPTIONS,

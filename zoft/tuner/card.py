@@ -46,7 +46,7 @@ def card(config: TunerConfig, provenance: Mapping[str, Any], name: str) -> str:
         batch_size=recommended.batch_size,
         recommended_by="" if lr is not None else "Search for the learning rate, downward from 1e-6 and upward.",
         learned=learned(provenance),
-        results=_results(provenance.get(RESULTS)),
+        results=results_table(provenance.get(RESULTS)),
         limit=_limit(provenance),
         versions=_versions(config, provenance),
     )
@@ -137,8 +137,8 @@ def _task(task: Mapping[str, Any], labels: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _results(results: Any) -> str:
-    """The results as Markdown."""
+def results_table(results: Any) -> str:
+    """The results that :func:`results_of` kept, as Markdown."""
     if not isinstance(results, Mapping):
         return "None were given. `zoft compare --tuners mine=FOLDER` makes them."
     try:

@@ -52,7 +52,9 @@ def describe(tuner: Tuner, name: str, sigma: Tensor) -> dict[str, Any]:
         },
         "sigma": _spread(sigma),
         "tasks": _tasks(provenance),
-        "results": "in the card" if provenance.get("results") else "none recorded",
+        "results": "below, and in the card" if provenance.get("results") else "none recorded",
+        "use": f"zoft finetune --tuner {name} --task TASK",
+        "cite": "arXiv 2510.00419 (--card has the entry)",
         "format": f"{config.format}, written by zoft {config.zoft_version}",
     }
     return {key: value for key, value in described.items() if value is not None}
