@@ -93,8 +93,10 @@ def pinned(config: CompareConfig) -> CompareConfig:
     names = {}
     for label, name in config.tuners.items():
         origin = Tuner.from_pretrained(name).origin
-        at_commit = origin is not None and origin.commit is not None
-        names[label] = origin.pinned if origin is not None and (at_commit or HUB_NAME.fullmatch(name)) else name
+        if origin is not None and origin.commit is not None:
+            names[label] = origin.pinned
+        else:
+            names[label] = f"./{name}" if HUB_NAME.fullmatch(name) else name  # a folder, once and for all
     return config.model_copy(update={"tuners": names})
 
 

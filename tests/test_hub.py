@@ -310,7 +310,7 @@ def test_fine_tuning_with_a_tuner_and_a_base_from_the_hub(
     args += ["--batch-size", "2", "--eval-limit", "4", "--device", "cpu", "--output-dir", "run"]
     code, out, err = run(capsys, *args)
     assert code == 0, err
-    assert f"zoft: tuner user/tuner at commit {repo.refs['main']}\n" in err
+    assert err.count(f"zoft: tuner user/tuner at commit {repo.refs['main']}\n") == 1
     assert f"zoft: model user/base at commit {base.refs['main']}\n" in err
     assert "model: user/base" in out  # the tuner's base is the model by default
     record = json.loads(Path("run/run.json").read_text())
@@ -341,9 +341,11 @@ def test_a_comparison_pins_its_tuners(hub: Hub, tmp_path: Path, monkeypatch: pyt
 
     repo = published(hub, tmp_path)
     monkeypatch.chdir(tmp_path)
-    tuner_for().save_pretrained("mine")
-    config = pinned(CompareConfig(tuners={"hub": "user/tuner", "local": "mine"}))
-    assert config.tuners == {"hub": f"hf://user/tuner@{repo.refs['main']}", "local": "mine"}
+    for folder in ("mine", "runs/mine"):
+        tuner_for().save_pretrained(folder)
+    with pytest.warns(UserWarning, match="runs/mine is a local folder"):
+        config = pinned(CompareConfig(tuners={"hub": "user/tuner", "local": "mine", "other": "runs/mine"}))
+    assert config.tuners == {"hub": f"hf://user/tuner@{repo.refs['main']}", "local": "mine", "other": "./runs/mine"}
     hub.log.clear()
     assert pinned(config) == config
     assert hub.log == []

@@ -132,12 +132,12 @@ def commit_in(path: str) -> str | None:
 
 def _is_optional(error: Exception, local_files_only: bool) -> bool:
     """Whether a file is left out because it is not there: not on the Hub, or, without the Hub, not in the cache."""
-    from huggingface_hub import is_offline_mode
+    from huggingface_hub import constants
     from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
 
     if isinstance(error, RemoteEntryNotFoundError):
         return True
-    return isinstance(error, LocalEntryNotFoundError) and (local_files_only or is_offline_mode())
+    return isinstance(error, LocalEntryNotFoundError) and (local_files_only or constants.HF_HUB_OFFLINE)
 
 
 def push(
