@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test lint types docs bench clean
+.PHONY: setup demo test lint types docs bench tuners clean
 
 setup: $(READY)
 
@@ -34,6 +34,11 @@ test: lint types
 
 bench: $(READY)
 	$(BIN)/python benchmarks/step.py
+
+# The tuner that comes with the package; RESULTS=compare.json puts a comparison into its card.
+tuners: $(READY)
+	$(BIN)/zoft meta-train --recipe default --output-dir runs/tuners/zoft-base-default --threads 1 --resume
+	$(BIN)/python -m zoft.assets.list_tuner zoft-base-default runs/tuners/zoft-base-default $(if $(RESULTS),--results $(RESULTS))
 
 docs: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'

@@ -29,7 +29,7 @@ from typing import Any
 from finetune import plots, report
 from finetune.compare_config import REFERENCE, CompareConfig
 from finetune.compare_run import Bench, BenchFactory, Runner, RunSpec, language_model_bench, make_runner
-from finetune.methods import MethodPlan, plan_methods, with_all
+from finetune.methods import MethodPlan, pinned, plan_methods, with_all
 from finetune.report import Chosen, TaskSummary, number
 from finetune.sweep import Executor, InProcess, Job, Processes, Record, RunStore, Search, drive, grid_lr, search_grid
 from zoft.config import unknown
@@ -93,7 +93,7 @@ def compare(
         Interrupted: by Ctrl-C; every finished run is kept.
     """
     tasks, optimizers = config.tasks or tasks_with_role("development"), with_all(config.optimizers)
-    config = config.model_copy(update={"tasks": tasks, "optimizers": optimizers})
+    config = pinned(config.model_copy(update={"tasks": tasks, "optimizers": optimizers}))
     arguments = (config.base, tuple(config.tasks), config.device, config.dtype)
     bench = factory(*arguments)
     methods = plan_methods(config, bench)

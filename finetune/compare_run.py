@@ -8,13 +8,13 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from finetune.sweep import Record
+from zoft.blocks import weights_hash
 from zoft.objective import Objective, evaluating
 from zoft.optimizers import ZerothOrder, ZOOptimizer, get_optimizer
 from zoft.tasks.base import Task
@@ -62,7 +62,7 @@ class TunerSource:
     """Where a run's tuner comes from.
 
     Attributes:
-        folder: the tuner's folder; None is a tuner of the default network for the model.
+        folder: the tuner's name, see :mod:`zoft.names`; None is a tuner of the default network for the model.
         untrained: take the initial values that the seed gives instead of the learned ones.
         seed: seed of the initial values.
         digest: :func:`tuner_hash` of the tuner.
@@ -77,7 +77,7 @@ class TunerSource:
         """The tuner; ``model`` must be at its initial weights."""
         if self.folder is None:
             return Tuner.untrained(model, seed=self.seed)
-        tuner = Tuner.from_pretrained(Path(self.folder))
+        tuner = Tuner.from_pretrained(self.folder)
         if not self.untrained:
             return tuner
         network = PertNN(len(tuner.config.blocks.names), tuner.config.network, self.seed)
@@ -125,21 +125,9 @@ class RunSpec:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def weights_hash(model: nn.Module) -> str:
-    """Hash of the names and bits of a model's parameters and buffers."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:32]
-
-
 def tuner_hash(tuner: Tuner) -> str:
     """Hash of everything that a tuner computes with."""
-    config = tuner.config.model_dump(mode="json", include={"blocks", "network", "constants", "normalization", "noise"})
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    digest.update(weights_hash(tuner.network).encode())
-    return digest.hexdigest()[:32]
+    return tuner.digest
 
 
 def build_method(spec: RunSpec, model: nn.Module) -> ZOOptimizer:

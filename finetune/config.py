@@ -10,10 +10,12 @@ from pydantic import Field, TypeAdapter, ValidationError, ValidationInfo, field_
 
 from zoft.config import Config, nearest, unknown
 from zoft.errors import UsageError
-from zoft.models import DTYPES, resolve_model
+from zoft.models import DTYPES
+from zoft.names import resolve_model
 from zoft.noise import NOISES
 from zoft.optimizers import OPTIMIZERS
 from zoft.tasks import get_task
+from zoft.tuner.index import resolve_tuner
 
 #: The method that a tuner brings along.
 LEARNED = "zo-finetuner"
@@ -76,7 +78,11 @@ class DataConfig(Config):
 class FinetuneConfig(DataConfig):
     """Configuration of ``zoft finetune``. The model is the tuner's base by default."""
 
-    tuner: str | None = Field(None, description="Folder of a tuner; its sigma scale the method's directions.")
+    tuner: str | None = Field(
+        None,
+        description="Tuner: a local folder, user/repo[@revision] on the Hub, or a short name (`zoft tuner list`); its "
+        "sigma scale the method's directions.",
+    )
     optimizer: str | None = Field(
         None, description=f"Method, by its name; with a tuner {LEARNED} by default, otherwise it must be given."
     )
@@ -110,6 +116,13 @@ class FinetuneConfig(DataConfig):
     output_dir: str | None = Field(
         None, description="Folder of the run; runs/<task>-<model>-<method>-<seed> by default."
     )
+
+    @field_validator("tuner")
+    @classmethod
+    def _known_tuner(cls, value: str | None) -> str | None:
+        if value is not None:
+            _or_value_error(lambda: resolve_tuner(value))
+        return value
 
     @field_validator("optimizer")
     @classmethod

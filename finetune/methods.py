@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from finetune.compare_config import CompareConfig, MethodEntry
 from finetune.compare_run import Bench, TunerSource, tuner_hash
 from zoft.errors import UsageError
+from zoft.names import HUB_NAME
 from zoft.optimizers import OPTIMIZERS, get_optimizer
 from zoft.tuner import Tuner
 
@@ -98,8 +98,24 @@ def plan_methods(config: CompareConfig, bench: Bench) -> list[MethodPlan]:
     return plans
 
 
+def pinned(config: CompareConfig) -> CompareConfig:
+    """The configuration with tuners by names that stay the same: those on the Hub at their present commit.
+
+    Raises:
+        UsageError, ArtifactError: a tuner cannot be had.
+    """
+    names = {}
+    for label, name in config.tuners.items():
+        origin = Tuner.from_pretrained(name).origin
+        if origin is not None and origin.commit is not None:
+            names[label] = origin.pinned
+        else:
+            names[label] = f"./{name}" if HUB_NAME.fullmatch(name) else name  # a folder, once and for all
+    return config.model_copy(update={"tuners": names})
+
+
 def _read(label: str, folder: str, config: CompareConfig, bench: Bench) -> Tuner:
-    tuner = Tuner.from_pretrained(Path(folder))
+    tuner = Tuner.from_pretrained(folder)
     if tuner.config.noise.kind != config.noise:
         raise UsageError(
             f"tuner {label} was learned with noise {tuner.config.noise.kind}, and this comparison uses {config.noise}",

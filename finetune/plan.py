@@ -10,6 +10,7 @@ from typing import Any
 from finetune.config import LEARNED, FinetuneConfig
 from zoft.errors import UsageError
 from zoft.models import LoadedModel
+from zoft.names import EMBEDDED, HUB_NAME
 from zoft.noise import GaussianTable
 from zoft.optimizers import OPTIMIZERS, get_optimizer
 from zoft.tasks.base import Task
@@ -53,7 +54,7 @@ def plan(
         ArtifactError: the tuner cannot be read.
     """
     if tuner is None and config.tuner is not None:
-        tuner = Tuner.from_pretrained(Path(config.tuner).expanduser())
+        tuner = Tuner.from_pretrained(config.tuner)
     problems = _problems(config, model, task, tuner)
     if problems:
         raise UsageError("; ".join(cause for cause, _ in problems), " ".join(remedy for _, remedy in problems))
@@ -96,7 +97,7 @@ def _problems(
     problems = []
     if config.optimizer is None and tuner is None:
         others = ", ".join(name for name in OPTIMIZERS if name != LEARNED)
-        problems.append(("no method is given", f"Give --tuner FOLDER, or --optimizer with one of {others}."))
+        problems.append(("no method is given", f"Give --tuner NAME, or --optimizer with one of {others}."))
     if config.optimizer == LEARNED and tuner is None:
         problems.append((f"the method {LEARNED} needs a tuner", "Give one with --tuner."))
     if model is None and config.model is None and (tuner is None or not _base_of(tuner)):
@@ -123,7 +124,10 @@ def _setting(key: str, given: Any, tuner: Tuner | None, default: Any) -> tuple[A
 
 
 def _base_of(tuner: Tuner) -> str:
+    """The base's name; empty where a tuner from the Hub names a folder, which is one of its author's machine."""
     name, revision = tuner.config.base_model_name_or_path, tuner.config.base_model_revision
+    if tuner.origin is not None and tuner.origin.commit and HUB_NAME.fullmatch(name) is None and name != EMBEDDED:
+        return ""
     return f"{name}@{revision}" if name and revision else name
 
 

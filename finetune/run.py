@@ -91,9 +91,9 @@ def finetune(
 
     Args:
         config: a configuration, its values, or a YAML file; ``settings`` win over it.
-        model: a name (see :func:`zoft.models.resolve_model`) or a loaded model, which is changed in place.
+        model: a name (see :func:`zoft.names.resolve_model`) or a loaded model, which is changed in place.
         task: a name in ``zoft.tasks.TASKS``, or any :class:`zoft.tasks.base.Task`.
-        tuner: the folder of a tuner, or a tuner.
+        tuner: a name (see :mod:`zoft.names`), a folder as a ``Path``, or a tuner.
         resume: go on with the unfinished run in ``output_dir``, bit for bit.
         reporters: where scalars go besides metrics.jsonl and TensorBoard; None is the terminal.
         settings: fields of :class:`FinetuneConfig`; ``hyper`` is merged by key. None counts as not given.
@@ -121,7 +121,7 @@ def finetune(
     names = {
         "model": model if isinstance(model, str) else None,
         "task": task if isinstance(task, str) else None,
-        "tuner": str(tuner) if isinstance(tuner, str | Path) else None,
+        "tuner": str(tuner.absolute()) if isinstance(tuner, Path) else tuner if isinstance(tuner, str) else None,
     }
     values = _as_values(config)
     over = {key: value for key, value in {**settings, **names}.items() if value is not None}
@@ -209,6 +209,8 @@ def _inputs(planned: Plan, loaded: LoadedModel, task: Task) -> dict[str, Any]:
     inputs: dict[str, Any] = {"model_revision": loaded.revision, "task_name": task.name}
     if planned.tuner is not None:
         weights = planned.tuner.network.state_dict()
+        origin = planned.tuner.origin
+        inputs["tuner_revision"] = origin.commit if origin is not None else None
         inputs["tuner_sha256"] = _digest(*(tensor.numpy().tobytes() for tensor in weights.values()))
     if planned.config.dataset is not None and isinstance(task, LMTask):
         inputs["dataset_sha256"] = _digest(*(repr(example).encode() for example in task.text_task.examples("train")))

@@ -18,7 +18,7 @@ from meta_train.config import INCIDENTAL, MetaTrainConfig
 from zoft.blocks import Blocks
 from zoft.errors import ArtifactError, UsageError
 from zoft.noise import spans
-from zoft.tuner.artifact import PROVENANCE_FILE
+from zoft.tuner.config import PROVENANCE_FILE
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 

@@ -26,8 +26,9 @@ from zoft.objective import Objective
 from zoft.perturb import Perturber
 from zoft.step import uninterrupted
 from zoft.tasks.base import Task
-from zoft.tuner.artifact import Recommended, Tuner
+from zoft.tuner.artifact import Tuner
 from zoft.tuner.bound import BoundTuner
+from zoft.tuner.config import Recommended
 
 Resume = bool | Literal["auto"]
 

@@ -1,11 +1,91 @@
-"""Settings for every test, and the tables that ``pytest --tables`` prints."""
+"""Settings for every test, and the tables that ``pytest --tables`` prints.
+
+The Hub that the tests meet is an emulator on the loopback interface; the client reads its settings when it is
+imported, so they are made here, before any test module is. Nothing leaves the machine, of child processes neither.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import shutil
+import sys
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+
+from tests.hub_emulator import Hub
+
+GUARD = Path(__file__).parent / "guard"
+
+_HUB = pytest.StashKey[Hub]()
+_HOME = pytest.StashKey[str]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Settings of torch, the Hub and its client, the guard."""
+    # Small tensors: one thread is fastest, and leaves the other core to a parallel run.
+    torch.set_num_threads(1)
+    assert "huggingface_hub" not in sys.modules, "imported before its settings were made"
+    config.stash[_HUB] = hub = Hub()
+    config.stash[_HOME] = home = tempfile.mkdtemp(prefix="zoft-tests-")
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_CACHE"):
+        os.environ.pop(name, None)
+    os.environ |= {
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": f"{home}/hub",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_ETAG_TIMEOUT": "1",
+        "HF_HUB_DOWNLOAD_TIMEOUT": "1",
+        "ZOFT_TESTS_NETWORK_LOG": f"{home}/network.log",
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(GUARD), os.environ.get("PYTHONPATH")))),
+    }
+    Path(home, "network.log").touch()
+    spec = importlib.util.spec_from_file_location("no_network", GUARD / "no_network.py")
+    assert spec is not None
+    assert spec.loader is not None
+    guard = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(guard)
+    guard.install()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Stop the Hub, and remove its client's cache."""
+    config.stash[_HUB].close()
+    shutil.rmtree(config.stash[_HOME], ignore_errors=True)
+
+
+@pytest.fixture
+def network_log() -> Path:
+    """What would have left the machine; a test that means to try empties it."""
+    return Path(os.environ["ZOFT_TESTS_NETWORK_LOG"])
+
+
+@pytest.fixture
+def hub(pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """The Hub, empty, and a cache of the test's own."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    server = pytestconfig.stash[_HUB]
+    server.reset()
+    yield server
+    server.reset()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_the_machine(network_log: Path):
+    """No test, and nothing it starts, may try to reach beyond this machine, even if it copes with not reaching it."""
+    yield
+    tried = network_log.read_text(encoding="utf-8")
+    if tried:
+        network_log.write_text("", encoding="utf-8")
+        pytest.fail(f"reached beyond this machine:\n{tried}")
 
 
 @pytest.fixture(autouse=True)

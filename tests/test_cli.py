@@ -80,11 +80,15 @@ def test_every_verb_has_help_with_examples(capsys: pytest.CaptureFixture[str]) -
     _, listed, _ = run(capsys, "--help")
     for name in VERBS:
         assert name in listed
-        verb = [name, "show"] if name == "tuner" else [name]
-        code, out, _ = run(capsys, *verb, "--help")
-        assert code == 0
-        assert re.search(rf"Examples:\n  zoft {name}", out)
-        assert "--debug" in out
+        command = cli.get_command(click.Context(cli), name)
+        below = list(command.commands) if isinstance(command, click.Group) else []
+        for verb in [[name, part] for part in below] or [[name]]:
+            code, out, _ = run(capsys, *verb, "--help")
+            assert code == 0
+            assert re.search(rf"Examples:\n  zoft {' '.join(verb)}", out)
+            assert "--debug" in out
+        if name == "tuner":
+            assert below == ["show", "list", "pull", "push", "convert"]
 
 
 def test_examples_name_tasks_that_there_are() -> None:

@@ -19,6 +19,8 @@ LEVELS = {
     "zoft.noise": 0,
     "zoft.lazy": 0,
     "zoft.philox": 0,
+    "zoft.names": 1,
+    "zoft.hub_errors": 1,
     "zoft.perturb": 1,
     "zoft.objective": 1,
     "zoft.step": 1,
@@ -41,6 +43,7 @@ ONLY_IN = {
     "huggingface_hub": ("zoft.tuner.hub",),
     "higher": ("meta_train.unroll",),
     "peft": ("zoft.models",),
+    "matplotlib": ("finetune.plots", "zoft.tuner.show"),
     "tensorboard": ("zoft.runs.reporters",),
     "torch.utils.tensorboard": ("zoft.runs.reporters",),
 }

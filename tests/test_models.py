@@ -19,17 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.tiny import CONTEXT, FAMILIES, save_tiny, tiny_config, tiny_model
 from zoft.errors import ArtifactError, UsageError, ZoftError
-from zoft.models import (
-    ALIASES,
-    EMBEDDED,
-    EMBEDDED_FOLDER,
-    ResolvedModel,
-    context_length,
-    load_model,
-    new_causal_lm,
-    resolve_model,
-    save_model,
-)
+from zoft.models import context_length, load_model, new_causal_lm, save_model
+from zoft.names import ALIASES, EMBEDDED, EMBEDDED_FOLDER, Resolved, resolve_model
 
 
 def same_weights(one: Any, other: Any) -> bool:
@@ -40,19 +31,19 @@ def same_weights(one: Any, other: Any) -> bool:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("./a/b", ResolvedModel("a/b", is_local=True)),
-        ("/a/b", ResolvedModel("/a/b", is_local=True)),
-        ("user/repo", ResolvedModel("user/repo")),
-        ("user/repo@v1", ResolvedModel("user/repo", "v1")),
-        ("user/repo@refs/pr/3", ResolvedModel("user/repo", "refs/pr/3")),
-        ("hf://user/repo@v1", ResolvedModel("user/repo", "v1")),
-        ("hf://user/repo@v1/sub/folder", ResolvedModel("user/repo", "v1", subfolder="sub/folder")),
-        ("llama-3.1-8b", ResolvedModel("meta-llama/Llama-3.1-8B")),
-        ("opt-30b@abc", ResolvedModel("facebook/opt-30b", "abc")),
-        (EMBEDDED, ResolvedModel(str(EMBEDDED_FOLDER), is_local=True)),
+        ("./a/b", Resolved("a/b", is_local=True)),
+        ("/a/b", Resolved("/a/b", is_local=True)),
+        ("user/repo", Resolved("user/repo")),
+        ("user/repo@v1", Resolved("user/repo", "v1")),
+        ("user/repo@refs/pr/3", Resolved("user/repo", "refs/pr/3")),
+        ("hf://user/repo@v1", Resolved("user/repo", "v1")),
+        ("hf://user/repo@v1/sub/folder", Resolved("user/repo", "v1", subfolder="sub/folder")),
+        ("llama-3.1-8b", Resolved("meta-llama/Llama-3.1-8B")),
+        ("opt-30b@abc", Resolved("facebook/opt-30b", "abc")),
+        (EMBEDDED, Resolved(str(EMBEDDED_FOLDER), is_local=True)),
     ],
 )
-def test_names_resolve_without_a_network(name: str, expected: ResolvedModel) -> None:
+def test_names_resolve_without_a_network(name: str, expected: Resolved) -> None:
     found = resolve_model(name)
     assert (found.path_or_repo.removeprefix("./"), found.revision) == (expected.path_or_repo, expected.revision)
     assert (found.is_local, found.subfolder) == (expected.is_local, expected.subfolder)

@@ -176,7 +176,8 @@ def edit(folder, **changes):
 
 
 def test_unknown_keys_warn_and_newer_formats_are_refused(folder):
-    edit(folder, colour="blue", network={"hidden": 64, "init": "linear", "depth": 3})
+    network = json.loads((folder / "tuner_config.json").read_text())["network"]
+    edit(folder, colour="blue", network={**network, "depth": 3})
     with pytest.warns(UserWarning, match="unknown key") as seen:
         Tuner.from_pretrained(folder)
     assert sorted(str(w.message) for w in seen) == [
@@ -188,6 +189,11 @@ def test_unknown_keys_warn_and_newer_formats_are_refused(folder):
         Tuner.from_pretrained(folder)
 
 
+def edit_blocks(folder, **changes):
+    blocks = json.loads((folder / "tuner_config.json").read_text())["blocks"]
+    edit(folder, blocks={**blocks, **changes})
+
+
 def _tensors(change):
     def apply(folder):
         tensors = load_file(folder / "tuner.safetensors")
@@ -197,13 +203,18 @@ def _tensors(change):
     return apply
 
 
+NETWORK = NetworkConfig(init="linear").to_dict()
+
 DAMAGE = {
     "no config": (lambda f: (f / "tuner_config.json").unlink(), "no tuner_config.json"),
     "no weights": (lambda f: (f / "tuner.safetensors").unlink(), r"no tuner\.safetensors"),
     "not JSON": (lambda f: (f / "tuner_config.json").write_text("{"), "not valid JSON"),
     "not an object": (lambda f: (f / "tuner_config.json").write_text("[]"), "not a JSON object"),
     "no format": (lambda f: edit(f, format=None), "does not state its format"),
-    "wrong type": (lambda f: edit(f, network={"hidden": "many"}), "network.hidden: input should be a valid integer"),
+    "wrong type": (
+        lambda f: edit(f, network=NETWORK | {"hidden": "many"}),
+        "network.hidden: input should be a valid integer",
+    ),
     "unpaired": (lambda f: edit(f, blocks={"names": ["a"], "shapes": [], "signature": ""}), "do not pair up"),
     "noise": (lambda f: edit(f, noise={"kind": "pink", "version": 1}), "noise 'pink' version 1"),
     "truncated": (
@@ -212,7 +223,15 @@ DAMAGE = {
     ),
     "missing tensor": (_tensors(lambda t: t.pop("out.bias")), r"holds hidden\.bias, hidden\.weight, out\.weight, not"),
     "wrong shape": (_tensors(lambda t: t.update({"out.bias": torch.zeros(4, 1)})), r"out\.bias is .* \(4, 1\)"),
-    "wrong dtype": (_tensors(lambda t: t.update({"out.bias": t["out.bias"].half()})), "float16"),
+    "wrong dtype": (_tensors(lambda t: t.update({"out.bias": t["out.bias"].half()})), "is F16"),
+    "other weights": (_tensors(lambda t: t["out.bias"].add_(1)), "not the file that was written"),
+    "silent default": (lambda f: edit(f, network={"hidden": 64}), r"does not state network\.features"),
+    "signature": (lambda f: edit_blocks(f, signature="0" * 64), "signature is not that of the names and shapes"),
+    "name": (lambda f: edit_blocks(f, names=["\x1b[31m", "b", "c", "d", "e"]), "is no name of a block"),
+    "path": (lambda f: edit(f, base_model_name_or_path="a\n../b"), "is no name of a base"),
+    "not a number": (lambda f: edit(f, constants={"mean_shift": float("nan")}), "NaN is no number"),
+    "tasks": (lambda f: (f / "meta_train.json").write_text('{"tasks": [3]}'), "tasks is no list of names"),
+    "large": (lambda f: (f / "tuner_config.json").write_bytes(b" " * (4 * 2**20 + 1)), "larger than any"),
     "not finite": (_tensors(lambda t: t["out.bias"].fill_(float("nan"))), "not finite"),
 }
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import overload
 
+import torch
 from torch import nn
 
 from zoft.errors import UsageError
@@ -157,5 +158,19 @@ class Blocks(Sequence[Block]):
     @property
     def signature(self) -> str:
         """Hash of names and shapes: equal for two models exactly when a tuner for one fits the other."""
-        text = "\n".join(f"{block.name}:{','.join(map(str, block.shape))}" for block in self)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return signature_of(self.names, self.shapes)
+
+
+def signature_of(names: Sequence[str], shapes: Sequence[Sequence[int]]) -> str:
+    """:attr:`Blocks.signature` from the canonical names and the shapes, in order."""
+    text = "\n".join(f"{name}:{','.join(map(str, shape))}" for name, shape in zip(names, shapes, strict=True))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def weights_hash(model: nn.Module) -> str:
+    """Hash of the names and bits of a model's parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:32]

@@ -38,9 +38,9 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
 
 
 class Config(BaseModel):
-    """Base of all configurations: frozen, strict about keys, round-trips through YAML."""
+    """Base of all configurations: frozen, strict about keys, no NaN or infinity, round-trips through YAML."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
     @classmethod
     def build(cls, values: Mapping[str, Any] | None = None, *, source: str = "configuration") -> Self:

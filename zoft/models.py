@@ -1,11 +1,12 @@
-"""Language models: names, loading, saving. The only file that knows the names of models.
+"""Language models: loading and saving. Their names are in :mod:`zoft.names`.
 
 transformers is imported inside the functions, so that importing this module costs nothing.
 """
 
 from __future__ import annotations
 
-import re
+import logging
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -15,47 +16,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from zoft.blocks import canonical_name
 from zoft.config import unknown
 from zoft.errors import ArtifactError, DoesNotFitError, UsageError, ZoftError
+from zoft.hub_errors import chain, explained
+from zoft.names import ALIASES as ALIASES
+from zoft.names import EMBEDDED, EMBEDDED_FOLDER, Resolved, resolve_model
+from zoft.tuner.config import BlockTable
+from zoft.tuner.hub import cached_commit
 
-#: The small base model that comes with the package, so that everything can be tried offline.
-EMBEDDED = "zoft-base"
-
-EMBEDDED_FOLDER = Path(__file__).parent / "assets" / "base"
-
-#: Short names of base models on the Hub.
-ALIASES: dict[str, str] = {
-    "llama-2-7b": "meta-llama/Llama-2-7b-hf",
-    "llama-2-13b": "meta-llama/Llama-2-13b-hf",
-    "llama-3.1-8b": "meta-llama/Llama-3.1-8B",
-    "llama-3.1-8b-instruct": "meta-llama/Llama-3.1-8B-Instruct",
-    "llama-3.2-1b": "meta-llama/Llama-3.2-1B",
-    "llama-3.2-1b-instruct": "meta-llama/Llama-3.2-1B-Instruct",
-    "llama-3.2-3b": "meta-llama/Llama-3.2-3B",
-    "llama-3.2-3b-instruct": "meta-llama/Llama-3.2-3B-Instruct",
-    "mistral-7b": "mistralai/Mistral-7B-v0.3",
-    "qwen2.5-0.5b": "Qwen/Qwen2.5-0.5B",
-    "qwen2.5-1.5b": "Qwen/Qwen2.5-1.5B",
-    "qwen2.5-3b": "Qwen/Qwen2.5-3B",
-    "qwen2.5-7b": "Qwen/Qwen2.5-7B",
-    "qwen2.5-14b": "Qwen/Qwen2.5-14B",
-    "qwen2.5-32b": "Qwen/Qwen2.5-32B",
-    "opt-125m": "facebook/opt-125m",
-    "opt-350m": "facebook/opt-350m",
-    "opt-1.3b": "facebook/opt-1.3b",
-    "opt-2.7b": "facebook/opt-2.7b",
-    "opt-6.7b": "facebook/opt-6.7b",
-    "opt-13b": "facebook/opt-13b",
-    "opt-30b": "facebook/opt-30b",
-    "opt-66b": "facebook/opt-66b",
-    "gpt2": "openai-community/gpt2",
-    "gpt2-medium": "openai-community/gpt2-medium",
-    "gpt2-large": "openai-community/gpt2-large",
-    "gpt2-xl": "openai-community/gpt2-xl",
-    "phi-2": "microsoft/phi-2",
-    "roberta-base": "FacebookAI/roberta-base",
-    "roberta-large": "FacebookAI/roberta-large",
-}
+_log = logging.getLogger(__name__)
 
 KINDS = ("auto", "causal", "masked")
 
@@ -69,27 +39,6 @@ DTYPES: dict[str, torch.dtype] = {
 }
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-
-_HUB_NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[^@\s]+?))?")
-
-
-@dataclass(frozen=True)
-class ResolvedModel:
-    """Where a model is.
-
-    Attributes:
-        path_or_repo: a local folder, or ``user/repo`` on the Hub.
-        revision: branch, tag or commit that was asked for on the Hub; None is the default branch.
-        is_local: whether ``path_or_repo`` is a folder of this machine.
-        subfolder: the folder within the repository; None is its root.
-        note: one sentence that the user should see, or empty.
-    """
-
-    path_or_repo: str
-    revision: str | None = None
-    is_local: bool = False
-    subfolder: str | None = None
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -111,38 +60,6 @@ class LoadedModel:
     revision: str | None = None
 
 
-def resolve_model(name: str) -> ResolvedModel:
-    """Where ``name`` points, without looking beyond the local file system.
-
-    * ``./folder``, ``../folder``, ``~/folder`` or an absolute path: that folder only.
-    * ``hf://user/repo[@revision][/folder]``: the Hub only.
-    * ``user/repo[@revision]``: the Hub; a local folder of that name that holds a model wins.
-    * a bare name: the embedded model (``zoft-base``) or one of :data:`ALIASES`, ``[@revision]`` allowed.
-
-    Raises:
-        UsageError: none of these.
-    """
-    if name.startswith(("./", "../", "/", "~")) or name in (".", "..") or Path(name).is_absolute():
-        return ResolvedModel(str(Path(name).expanduser()), is_local=True)
-    if name.startswith("hf://"):
-        rest, folder = name.removeprefix("hf://"), None
-        if rest.count("/") > 1:
-            owner, repo, folder = rest.split("/", 2)
-            rest = f"{owner}/{repo}"
-        return _on_hub(rest, name, folder)
-    if "/" in name:
-        if (Path(name) / "config.json").is_file():
-            return ResolvedModel(name, is_local=True, note=f"{name} is a local folder, and is used as such")
-        return _on_hub(name, name, None)
-    short, _, revision = name.partition("@")
-    if short == EMBEDDED and not revision:
-        return ResolvedModel(str(EMBEDDED_FOLDER), is_local=True)
-    if short in ALIASES:
-        return ResolvedModel(ALIASES[short], revision or None)
-    remedy = f"Write ./{name} for the folder." if Path(name).is_dir() else "Or give user/repo or ./folder."
-    raise UsageError(unknown("model", name, [EMBEDDED, *ALIASES]), remedy)
-
-
 def load_model(
     name: str,
     dtype: str | torch.dtype | None = None,
@@ -153,7 +70,7 @@ def load_model(
     """Load a model and its tokenizer, in evaluation mode; safetensors only, so nothing is unpickled.
 
     Args:
-        name: see :func:`resolve_model`.
+        name: see :func:`zoft.names.resolve_model`.
         dtype: of the weights; None is the checkpoint's own.
         kind: ``causal``, ``masked``, or ``auto``: what the checkpoint's architecture says.
         trust_remote_code: allow the repository's own Python code to run.
@@ -164,6 +81,8 @@ def load_model(
         DoesNotFitError: the device has too little memory.
     """
     resolved = resolve_model(name)
+    if resolved.note:
+        warnings.warn(resolved.note, stacklevel=2)
     wanted, target = _dtype(dtype), _device(device)
     if kind not in KINDS:
         raise UsageError(unknown("kind of model", kind, KINDS))
@@ -180,8 +99,8 @@ def load_model(
         config = transformers.AutoConfig.from_pretrained(source, **options)
         found = _kind(config, kind, name)
         auto = transformers.AutoModelForMaskedLM if found == "masked" else transformers.AutoModelForCausalLM
-        commit = getattr(config, "_commit_hash", None)
-        if commit and not resolved.is_local:
+        commit = None if resolved.is_local else cached_commit(resolved, "config.json")
+        if commit:
             options["revision"] = commit  # so that weights and tokenizer are of the same commit
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
         with without_bars() if resolved.is_local else nullcontext():
@@ -199,8 +118,44 @@ def load_model(
             f"{name}: the checkpoint lacks {len(missing)} of the model's weights, the first is {missing[0]}",
             f"Use a checkpoint of a {found} language model.",
         )
+    if commit:
+        _log.info("model %s at commit %s", source, commit)
     label = EMBEDDED if source == str(EMBEDDED_FOLDER) else source
-    return LoadedModel(model, tokenizer, found, label, None if resolved.is_local else commit)
+    return LoadedModel(model, tokenizer, found, label, commit)
+
+
+def base_blocks(name: str) -> tuple[BlockTable, str | None]:
+    """The blocks of a model by its configuration alone: nothing but config.json is downloaded.
+
+    Args:
+        name: see :func:`zoft.names.resolve_model`.
+
+    Returns:
+        The table of blocks, and the commit on the Hub; None for a local folder.
+
+    Raises:
+        UsageError: a wrong name.
+        ArtifactError: the configuration cannot be had.
+    """
+    resolved = resolve_model(name)
+    import transformers
+
+    options: dict[str, Any] = {"subfolder": resolved.subfolder or ""}
+    if not resolved.is_local:
+        options["revision"] = resolved.revision or "main"
+    try:
+        config = transformers.AutoConfig.from_pretrained(resolved.path_or_repo, **options)
+        masked = _kind(config, "auto", name) == "masked"
+        auto: Any = transformers.AutoModelForMaskedLM if masked else transformers.AutoModelForCausalLM
+        with torch.device("meta"):
+            model = auto.from_config(config)
+    except ZoftError:
+        raise
+    except Exception as error:
+        raise _explained(error, name, resolved) from error
+    named = {canonical_name(full): tuple(parameter.shape) for full, parameter in model.named_parameters()}
+    commit = None if resolved.is_local else cached_commit(resolved, "config.json")
+    return BlockTable.of(list(named), list(named.values())), commit
 
 
 def save_model(loaded: LoadedModel, folder: str | Path) -> Path:
@@ -273,16 +228,6 @@ def context_length(model: nn.Module) -> int | None:
     return limit
 
 
-def _on_hub(text: str, name: str, folder: str | None) -> ResolvedModel:
-    """``user/repo[@revision]`` on the Hub."""
-    match = _HUB_NAME.fullmatch(text)
-    if match is None:
-        raise UsageError(
-            f"{name!r} is no name of a model on the Hub", "Write user/repo, user/repo@revision, or ./folder."
-        )
-    return ResolvedModel(match["repo"], match["revision"], subfolder=folder or None)
-
-
 def _dtype(dtype: str | torch.dtype | None) -> str | torch.dtype:
     if dtype is None:
         return "auto"
@@ -339,9 +284,9 @@ def _kind(config: Any, kind: str, name: str) -> str:
     return found
 
 
-def _explained(error: Exception, name: str, resolved: ResolvedModel) -> ZoftError:
+def _explained(error: Exception, name: str, resolved: Resolved) -> ZoftError:
     """The error for the user, from the classes of ``error`` and its causes (the Hub client's are typed)."""
-    kinds = {base.__name__ for link in _chain(error) for base in type(link).__mro__}
+    kinds = {base.__name__ for link in chain(error) for base in type(link).__mro__}
     text = " ".join(str(error).split()).split(". ")[0][:300].rstrip(".")
     where = resolved.path_or_repo
     if "OutOfMemoryError" in kinds or "MemoryError" in kinds:
@@ -350,32 +295,9 @@ def _explained(error: Exception, name: str, resolved: ResolvedModel) -> ZoftErro
         return UsageError(f"{name} needs Python code of its own repository", "Set trust_remote_code if you trust it.")
     if resolved.is_local:
         return ArtifactError(f"{where} cannot be loaded: {text}", "Save the model again, or give another.")
-    if "GatedRepoError" in kinds:
-        return ArtifactError(
-            f"{where} is gated, and this account has no access",
-            f"Ask for access at https://huggingface.co/{where}, then run `hf auth login` or set HF_TOKEN.",
-        )
-    if "RevisionNotFoundError" in kinds:
-        return ArtifactError(f"{where} has no revision {resolved.revision!r}", "Give a branch, tag or commit.")
-    if "RepositoryNotFoundError" in kinds:
-        return ArtifactError(
-            f"there is no model {where} on the Hub, or it is private",
-            "Check the name; for a private one run `hf auth login` or set HF_TOKEN.",
-        )
-    if kinds & {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError", "ConnectionError"}:
-        return ArtifactError(
-            f"{where} is not in the local cache, and the Hub cannot be reached",
-            "Check the connection (and that HF_HUB_OFFLINE is not set), or give a local ./folder.",
-        )
+    told = explained(error, resolved, "model")
+    if told is not None:
+        return told
     if text.startswith("Unrecognized model"):
         text = "it has no config.json that names a known type of model"
     return ArtifactError(f"{where} cannot be loaded: {text}", "Give a repository with safetensors weights.")
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """``error`` and everything that it was raised from or while handling."""
-    seen: list[BaseException] = []
-    while error is not None and error not in seen:
-        seen.append(error)
-        yield error
-        error = error.__cause__ or error.__context__

@@ -27,7 +27,7 @@ VERBS: dict[str, Verb] = {
     "finetune": Verb("zoft.cli.finetune", "Fine-tune a model with a tuner or a baseline method."),
     "evaluate": Verb("zoft.cli.evaluate", "Evaluate a model on a task, zero-shot."),
     "compare": Verb("zoft.cli.compare", "Compare methods on tasks: table, plots, JSON."),
-    "tuner": Verb("zoft.cli.tuner", "Look at tuners."),
+    "tuner": Verb("zoft.cli.tuner", "Look at, share and convert tuners."),
     "env": Verb("zoft.cli.env", "Show versions and devices, for a bug report."),
 }
 
@@ -87,7 +87,7 @@ def main(args: Sequence[str] | None = None) -> None:
     debug = "--debug" in given
     from zoft.cli import console
 
-    console.quieten(debug)
+    console.quieten(debug, "--quiet" in given)
     try:
         code = cli.main(args=given, prog_name="zoft", standalone_mode=False)
     except (ZoftError, click.ClickException, click.Abort, KeyboardInterrupt) as error:

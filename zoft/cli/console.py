@@ -65,9 +65,23 @@ def traceback() -> None:
     traceback_module.print_exc()
 
 
-def quieten(debug: bool) -> None:
-    """Show zoft's own warnings in one line each, and no other library's messages; all of them with ``debug``."""
+class _Lines(logging.Handler):
+    """Shows zoft's own messages, such as the commit that a name stood for, in one line each."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print the message on standard error, whatever that is by now."""
+        _line(f"zoft: {record.getMessage()}")
+
+
+def quieten(debug: bool, quiet: bool = False) -> None:
+    """Show zoft's own warnings in one line each, and no other library's messages; all of them with ``debug``.
+
+    With ``quiet`` zoft's messages are left out as well, not its warnings.
+    """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logger = logging.getLogger("zoft")
+    logger.setLevel(logging.WARNING if quiet or not is_main_process() else logging.INFO)
+    logger.handlers, logger.propagate = [_Lines()], False
     if debug:
         return
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -38,7 +38,7 @@ def run(config_file: str | None, dry_run: bool, quiet: bool, debug: bool, resume
             click.echo(f"# {line}")
     if dry_run:
         return
-    result = finetune(config, resume=resume, reporters=[] if quiet else None)
+    result = finetune(config, tuner=planned.tuner, resume=resume, reporters=[] if quiet else None)
     if not console.is_main_process():
         return
     click.echo("\n".join(_table(result.zero_shot, result.final)))

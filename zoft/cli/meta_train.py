@@ -15,7 +15,8 @@ from meta_train import RECIPES, MetaTrainConfig, recipe
 from zoft.cli import console, flags
 from zoft.config import read_yaml, unknown
 from zoft.errors import Interrupted, UsageError
-from zoft.models import DTYPES, EMBEDDED, resolve_model
+from zoft.models import DTYPES
+from zoft.names import EMBEDDED, resolve_model
 from zoft.tasks import TASKS, tasks_with_role
 
 EXAMPLES = """

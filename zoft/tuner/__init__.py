@@ -1,7 +1,8 @@
 """Tuners: learned perturbation scales for a base model."""
 
-from zoft.tuner.artifact import Recommended, Tuner, TunerConfig
+from zoft.tuner.artifact import Tuner
 from zoft.tuner.bound import BoundTuner
+from zoft.tuner.config import Recommended, TunerConfig
 from zoft.tuner.normalization import NormalizationConfig
 from zoft.tuner.pertnn import NetworkConfig, PertNN
 

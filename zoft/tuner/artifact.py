@@ -2,75 +2,62 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from importlib import metadata, resources
+from dataclasses import dataclass, field, replace
+from importlib import metadata
 from pathlib import Path
-from string import Template
+from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 import torch
-from pydantic import BaseModel, Field, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import save as serialised
+from torch import nn
 
-from zoft.blocks import Blocks
-from zoft.config import Config
-from zoft.errors import ArtifactError
+from zoft.blocks import Blocks, weights_hash
+from zoft.errors import UsageError
+from zoft.names import HUB_NAME, Resolved
 from zoft.noise import NOISES, GaussianTable
+from zoft.tuner import layout
 from zoft.tuner.binding import match
 from zoft.tuner.bound import BoundTuner
+from zoft.tuner.card import RESULTS, card, results_of
+from zoft.tuner.config import (
+    CARD_FILE,
+    CONFIG_FILE,
+    PROVENANCE_FILE,
+    WEIGHTS_FILE,
+    BlockTable,
+    NoiseConfig,
+    TunerConfig,
+)
 from zoft.tuner.features import FeatureConstants, block_statistics
+from zoft.tuner.index import check_listed, resolve_tuner
 from zoft.tuner.normalization import NormalizationConfig
 from zoft.tuner.pertnn import NetworkConfig, PertNN
 
-#: Version of the layout on disk, apart from the package's.
-FORMAT = 1
-
-CONFIG_FILE, WEIGHTS_FILE, PROVENANCE_FILE = "tuner_config.json", "tuner.safetensors", "meta_train.json"
-_PICKLES = {".pth", ".pt", ".bin", ".pkl", ".pickle", ".ckpt"}
-_LARGEST_CONFIG = 16 * 2**20
+_log = logging.getLogger(__name__)
 
 
-class BlockTable(Config):
-    """The base model's blocks in the order of the tuner's rows."""
+@dataclass(frozen=True)
+class Origin:
+    """Where a tuner was read from.
 
-    names: list[str] = Field(description="Canonical names in row order.")
-    shapes: list[list[int]] = Field(description="Shapes in row order.")
-    signature: str = Field(description="Hash of names and shapes (Blocks.signature).")
+    Attributes:
+        name: what a user would write: the bare name, ``user/repo[/folder]``, or the folder.
+        commit: the commit that was read from the Hub; None for a local folder.
+        pinned: what reads exactly this tuner again, from the local cache where it was downloaded.
+    """
 
+    name: str
+    commit: str | None = None
+    pinned: str = ""
 
-class NoiseConfig(Config):
-    """The noise that the tuner was learned with."""
-
-    kind: str = Field(GaussianTable.name, description="Kind of noise.")
-    version: int = Field(GaussianTable.version, description="Version of that kind.")
-
-
-class Recommended(Config):
-    """Settings to fine-tune with, found on development tasks or during meta-training."""
-
-    lr: float | None = Field(None, gt=0, description="Learning rate η.")
-    epsilon: float = Field(1e-3, gt=0, description="Perturbation scale ε.")
-    batch_size: int = Field(16, ge=1, description="Examples a step.")
-
-
-class TunerConfig(Config):
-    """tuner_config.json."""
-
-    format: int = Field(FORMAT, description="Version of the layout.")
-    zoft_version: str = Field(description="Version of zoft that wrote the tuner.")
-    base_model_name_or_path: str = Field("", description="The base model that the tuner was learned on.")
-    base_model_revision: str | None = Field(None, description="Its commit, where it came from the Hub.")
-    blocks: BlockTable = Field(description="The base's blocks.")
-    network: NetworkConfig = Field(NetworkConfig(), description="What the PertNNs are.")
-    constants: FeatureConstants = Field(FeatureConstants(), description="Constants of standardised features.")
-    normalization: NormalizationConfig = Field(NormalizationConfig(), description="How ν comes about.")
-    noise: NoiseConfig = Field(NoiseConfig(), description="The noise it was learned with.")
-    recommended: Recommended = Field(Recommended(), description="Settings to fine-tune with.")
+    def __str__(self) -> str:
+        return f"{self.name} at commit {self.commit}" if self.commit else self.name
 
 
 @dataclass(eq=False)
@@ -81,11 +68,13 @@ class Tuner:
         config: what the tuner is and which base it fits.
         network: the PertNNs.
         provenance: how it was learned; written to meta_train.json.
+        origin: where it was read from; None for a tuner that was made here.
     """
 
     config: TunerConfig
     network: PertNN
     provenance: dict[str, Any] = field(default_factory=dict)
+    origin: Origin | None = None
 
     @classmethod
     def untrained(
@@ -110,7 +99,7 @@ class Tuner:
             zoft_version=metadata.version("zoft"),
             base_model_name_or_path=base_model_name_or_path,
             base_model_revision=base_model_revision,
-            blocks=BlockTable(names=blocks.names, shapes=[list(s) for s in blocks.shapes], signature=blocks.signature),
+            blocks=BlockTable.of(blocks.names, blocks.shapes),
             network=network,
             constants=FeatureConstants.of(block_statistics(blocks)),
             normalization=normalization or NormalizationConfig(),
@@ -128,7 +117,8 @@ class Tuner:
 
         Raises:
             IncompatibleError: names or shapes differ; the report counts and names them. A vocabulary
-                of another size in a derivative is only noted and warned of.
+                of another size in a derivative is only noted and warned of, and so are shapes that the
+                tuner does not know.
         """
         found = match(self.config.blocks.names, self.config.blocks.shapes, model)
         for note in found.notes:
@@ -145,146 +135,174 @@ class Tuner:
             found.notes,
         )
 
+    @property
+    def digest(self) -> str:
+        """Hash of everything that the tuner computes with; a comparison's records name tuners by it."""
+        parts = {"blocks", "network", "constants", "normalization", "noise"}
+        config = self.config.model_dump(mode="json", include=parts)
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+        digest.update(weights_hash(self.network).encode())
+        return digest.hexdigest()[:32]
+
     def recommending(self, **settings: Any) -> Tuner:
         """The same tuner with other recommended settings."""
         recommended = self.config.recommended.model_copy(update=settings)
-        config = self.config.model_copy(update={"recommended": recommended})
-        return Tuner(config, self.network, self.provenance)
+        return replace(self, config=self.config.model_copy(update={"recommended": recommended}))
 
-    def save_pretrained(self, folder: str | Path) -> Path:
-        """Write the tuner's folder: README.md, tuner_config.json, tuner.safetensors, meta_train.json."""
+    def with_results(self, comparison: str | Path | Mapping[str, Any]) -> Tuner:
+        """The same tuner with the results of a ``zoft compare`` for its card.
+
+        Args:
+            comparison: compare.json, as a file or its content.
+
+        Raises:
+            UsageError: it is none, or this tuner is not in it.
+        """
+        return replace(self, provenance={**self.provenance, RESULTS: results_of(comparison, self.digest)})
+
+    def save_pretrained(self, folder: str | Path, name: str | None = None) -> Path:
+        """Write the tuner's folder: README.md, tuner_config.json, tuner.safetensors, meta_train.json.
+
+        Args:
+            name: what the card tells its readers to write for the tuner; the folder by default.
+
+        Raises:
+            UsageError: ``folder`` is a file or cannot be written.
+        """
         target = Path(folder)
-        target.mkdir(parents=True, exist_ok=True)
         tensors = {name: t.detach().float().contiguous().cpu() for name, t in self.network.state_dict().items()}
-        save_file(tensors, target / WEIGHTS_FILE, metadata={"format": "pt"})
-        (target / CONFIG_FILE).write_text(_json(self.config.to_dict()), encoding="utf-8")
-        (target / PROVENANCE_FILE).write_text(_json(self.provenance), encoding="utf-8")
-        (target / "README.md").write_text(self._card(), encoding="utf-8")
+        weights = serialised(tensors, metadata={"format": "pt"})
+        config = self.config.model_copy(update={"weights_sha256": hashlib.sha256(weights).hexdigest()})
+        try:
+            target.mkdir(parents=True, exist_ok=True)
+            (target / WEIGHTS_FILE).write_bytes(weights)
+            (target / CONFIG_FILE).write_text(_json(config.to_dict()), encoding="utf-8")
+            (target / PROVENANCE_FILE).write_text(_json(self.provenance), encoding="utf-8")
+            (target / CARD_FILE).write_text(card(config, self.provenance, name or "./FOLDER"), encoding="utf-8")
+        except OSError as error:
+            raise UsageError(f"cannot write the tuner to {target}: {error.strerror}", "Give another folder.") from None
         return target
 
     @classmethod
-    def from_pretrained(cls, path: str | Path) -> Self:
-        """Read a tuner's folder, strictly.
+    def from_pretrained(
+        cls,
+        id_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        subfolder: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+    ) -> Self:
+        """Read a tuner, strictly: from a folder, from the Hub, or one that comes with the package.
+
+        Args:
+            id_or_path: a ``Path`` is a folder; a string is resolved as ``--tuner`` is, see
+                :mod:`zoft.names`: ``./folder``, ``user/repo[@revision]``, ``hf://...``, or a bare name.
+            revision: branch, tag or commit on the Hub.
+            subfolder: the folder within the repository, or within the local folder.
+            token: of the Hub; by default HF_TOKEN, or what ``hf auth login`` keeps.
+            cache_dir: the Hub's cache; HF_HOME's by default.
+            local_files_only: do not ask the Hub.
+            force_download: download again what is in the cache.
 
         Raises:
-            ArtifactError: no such folder, a file is missing, damaged, or not what its configuration
-                says; a pickle; or a layout newer than this version of zoft reads.
+            UsageError: a name that is none, or two revisions.
+            ArtifactError: the tuner cannot be had; a file is missing, damaged, or not what its
+                configuration says; a pickle; or a format newer than this version of zoft reads.
         """
-        folder = Path(path)
-        _refuse_pickles(folder)
-        if not folder.is_dir():
-            raise ArtifactError(
-                f"there is no tuner folder {folder}",
-                "Give the folder that `zoft meta-train` wrote; a tuner on the Hub must be downloaded first.",
-            )
-        config = _read_config(folder / CONFIG_FILE)
-        network = PertNN(len(config.blocks.names), config.network)
-        network.load_state_dict(_read_weights(folder / WEIGHTS_FILE, network.state_dict()))
-        provenance = folder / PROVENANCE_FILE
-        return cls(config, network, _read_json(provenance) if provenance.is_file() else {})
+        place = Resolved(str(id_or_path), is_local=True) if isinstance(id_or_path, Path) else resolve_tuner(id_or_path)
+        place = _completed(place, revision, subfolder)
+        if place.note:
+            warnings.warn(place.note, stacklevel=2)
+        if place.is_local:
+            folder = Path(place.path_or_repo, place.subfolder or "")
+            origin = Origin(str(id_or_path), pinned=str(folder if folder.is_absolute() else Path.cwd() / folder))
+        else:
+            from zoft.tuner import hub
 
-    def _card(self) -> str:
-        template = Template(resources.files("zoft.tuner").joinpath("card.md").read_text(encoding="utf-8"))
-        config = self.config
-        return template.substitute(
-            base=config.base_model_name_or_path or "unknown",
-            version=config.zoft_version,
-            count=len(config.blocks.names),
-            tasks=", ".join(self.provenance.get("tasks", [])) or "none: it is untrained",
-            lr=config.recommended.lr if config.recommended.lr is not None else "not determined",
-            epsilon=config.recommended.epsilon,
-            batch_size=config.recommended.batch_size,
-        )
+            folder, commit = hub.fetch(
+                place,
+                token=token,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+                force_download=force_download,
+            )
+            pinned = f"hf://{Resolved(place.path_or_repo, commit, subfolder=place.subfolder)}"
+            origin = Origin(str(Resolved(place.path_or_repo, subfolder=place.subfolder)), commit, pinned)
+            _log.info("tuner %s", origin)
+        tuner = cls.from_folder(folder)
+        if isinstance(id_or_path, str):
+            check_listed(id_or_path, folder / WEIGHTS_FILE)
+        return replace(tuner, origin=origin)
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> Self:
+        """Read the tuner in a local folder; see :meth:`from_pretrained`."""
+        config, weights, provenance = layout.read(folder)
+        network = PertNN(len(config.blocks.names), config.network)
+        network.load_state_dict(weights)
+        return cls(config, network, provenance)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        commit_message: str | None = None,
+        token: str | bool | None = None,
+    ) -> str:
+        """Upload the tuner to the Hub, with a card that names ``repo_id``.
+
+        Args:
+            repo_id: ``user/repo``; made if there is none.
+            private: whether a new repository is private.
+            revision: the branch; made if there is none.
+            create_pr: propose it as a pull request instead.
+            commit_message: of the commit.
+            token: of the Hub; by default HF_TOKEN, or what ``hf auth login`` keeps.
+
+        Returns:
+            Address of the commit, or of the pull request.
+
+        Raises:
+            UsageError: ``repo_id`` is none.
+            ArtifactError: the Hub refuses it, or cannot be reached.
+        """
+        from zoft.tuner import hub
+
+        if HUB_NAME.fullmatch(repo_id) is None or "@" in repo_id:
+            raise UsageError(f"{repo_id!r} is no repository on the Hub", "Write user/repo.")
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder, name=repo_id)
+            return hub.push(
+                Path(folder),
+                repo_id,
+                private=private,
+                revision=revision,
+                create_pr=create_pr,
+                commit_message=commit_message or f"A zoft tuner for {self.config.base_model_name_or_path or 'a model'}",
+                token=token,
+            )
+
+
+def _completed(place: Resolved, revision: str | None, subfolder: str | None) -> Resolved:
+    """``place`` with what :meth:`Tuner.from_pretrained` was given beside the name."""
+    if revision is not None:
+        if place.is_local:
+            raise UsageError(f"{place.path_or_repo} is a folder and has no revisions", "Leave out the revision.")
+        if place.revision not in (None, revision):
+            raise UsageError(f"two revisions are given, {place.revision} and {revision}", "Give one.")
+        place = replace(place, revision=revision)
+    if subfolder:
+        if ".." in Path(subfolder).parts or Path(subfolder).is_absolute():
+            raise UsageError(f"{subfolder!r} leads out of the repository", "Give a folder within it.")
+        place = replace(place, subfolder="/".join(filter(None, (place.subfolder, subfolder))))
+    return place
 
 
 def _json(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-
-
-def _refuse_pickles(path: Path) -> None:
-    convert = "zoft never unpickles; read it with `zoft tuner convert`, where your version has that command."
-    if path.suffix.lower() in _PICKLES:
-        raise ArtifactError(f"{path} is a pickle, not a tuner folder", convert)
-    if path.is_dir() and not (path / WEIGHTS_FILE).exists():
-        pickles = sorted(p.name for p in path.iterdir() if p.suffix.lower() in _PICKLES)
-        if pickles:
-            raise ArtifactError(f"{path} holds a pickle ({pickles[0]}) and no {WEIGHTS_FILE}", convert)
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        raise ArtifactError(f"the tuner has no {file.name} in {file.parent}", "Give a complete tuner folder.")
-    if file.stat().st_size > _LARGEST_CONFIG:
-        raise ArtifactError(f"{file} is larger than any tuner's {file.name}", "Give a tuner that zoft wrote.")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        reason = str(error) or type(error).__name__
-        raise ArtifactError(f"{file} is not valid JSON: {reason}", "Get the tuner again.") from None
-    if not isinstance(content, dict):
-        raise ArtifactError(f"{file} is not a JSON object", "Get the tuner again.")
-    return content
-
-
-def _read_config(file: Path) -> TunerConfig:
-    content = _read_json(file)
-    number = content.get("format")
-    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-        raise ArtifactError(f"{file} does not state its format", "Give a tuner that zoft wrote.")
-    if number > FORMAT:
-        raise ArtifactError(
-            f"the tuner has format {number}, and this zoft reads formats up to {FORMAT}",
-            f"Install zoft {content.get('zoft_version', 'of a newer version')} or newer.",
-        )
-    try:
-        config = TunerConfig.model_validate(_without_unknown(content, TunerConfig, file.name))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "configuration"
-        raise ArtifactError(f"{file}: {where}: {first['msg'].lower()}", "Get the tuner again.") from None
-    table = config.blocks
-    if not table.names or len(table.names) != len(table.shapes) or len(set(table.names)) != len(table.names):
-        raise ArtifactError(f"{file}: names and shapes of the blocks do not pair up", "Get the tuner again.")
-    if config.noise.kind not in NOISES or config.noise.version > NOISES[config.noise.kind].version:
-        raise ArtifactError(
-            f"the tuner was learned with noise {config.noise.kind!r} version {config.noise.version}, "
-            "which this zoft does not have",
-            f"Install zoft {config.zoft_version} or newer.",
-        )
-    return config
-
-
-def _without_unknown(content: Mapping[str, Any], model: type[BaseModel], where: str) -> dict[str, Any]:
-    """The known keys; each unknown one is warned of, because a newer zoft may have written it."""
-    known: dict[str, Any] = {}
-    for key, value in content.items():
-        if key not in model.model_fields:
-            warnings.warn(f"{where}: unknown key {key!r} is ignored", stacklevel=2)
-            continue
-        inner = model.model_fields[key].annotation
-        if isinstance(value, Mapping) and isinstance(inner, type) and issubclass(inner, BaseModel):
-            value = _without_unknown(value, inner, f"{where}: {key}")
-        known[key] = value
-    return known
-
-
-def _read_weights(file: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    if not file.is_file():
-        raise ArtifactError(f"the tuner has no {file.name} in {file.parent}", "Give a complete tuner folder.")
-    try:
-        tensors = load_file(file)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ArtifactError(f"{file} cannot be read: {error}", "Get the tuner again.") from None
-    if sorted(tensors) != sorted(expected):
-        names = ", ".join(sorted(tensors))
-        raise ArtifactError(f"{file} holds {names}, not {', '.join(sorted(expected))}", "Get the tuner again.")
-    for name, tensor in tensors.items():
-        if tensor.dtype != torch.float32 or tensor.shape != expected[name].shape:
-            raise ArtifactError(
-                f"{file}: {name} is {tensor.dtype} {tuple(tensor.shape)}, "
-                f"not torch.float32 {tuple(expected[name].shape)}",
-                "Get the tuner again.",
-            )
-        if not bool(torch.isfinite(tensor).all()):
-            raise ArtifactError(f"{file}: {name} has values that are not finite", "Get the tuner again.")
-    return tensors

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -24,8 +24,8 @@ class Match:
     notes: tuple[str, ...]
 
 
-def match(names: Sequence[str], shapes: Sequence[Sequence[int]], model: nn.Module) -> Match:
-    """Match a tuner's rows with a model's blocks.
+def match(names: Sequence[str], shapes: Sequence[Sequence[int] | None], model: nn.Module) -> Match:
+    """Match a tuner's rows with a model's blocks; a shape of None is not known and fits any.
 
     Raises:
         IncompatibleError: a block of the model has no row, a row has no parameter in the model, or a
@@ -36,13 +36,14 @@ def match(names: Sequence[str], shapes: Sequence[Sequence[int]], model: nn.Modul
     everything = {canonical_name(name) for name, _ in model.named_parameters(remove_duplicate=False)}
     extra = [block.name for block in blocks if block.name not in row_of]
     missing = [name for name in names if name not in everything]
-    differing = [b for b in blocks if b.name in row_of and list(shapes[row_of[b.name]]) != list(b.shape)]
-    resized = _resized_vocabulary(differing, row_of, shapes)
+    known = {name: shape for name, shape in zip(names, shapes, strict=True) if shape is not None}
+    differing = [b for b in blocks if b.name in known and list(known[b.name]) != list(b.shape)]
+    resized = _resized_vocabulary(differing, known)
     misshapen = [] if resized else differing
     if extra or missing or misshapen:
         problems = [f"{name}: not in the tuner" for name in extra]
         problems += [f"{name}: not in the model" for name in missing]
-        problems += [f"{b.name}: {_of(shapes[row_of[b.name]])} in the tuner, {_of(b.shape)} here" for b in misshapen]
+        problems += [f"{b.name}: {_of(known[b.name])} in the tuner, {_of(b.shape)} here" for b in misshapen]
         matching = len(blocks) - len(extra) - len(misshapen)
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise IncompatibleError(
@@ -51,16 +52,17 @@ def match(names: Sequence[str], shapes: Sequence[Sequence[int]], model: nn.Modul
             + more,
             "Use a tuner learned on this model's base, or meta-train one.",
         )
-    return Match(tuple(row_of[block.name] for block in blocks), (resized,) if resized else ())
+    notes = [resized] if resized else []
+    if len(known) < len(names):
+        notes.append("the tuner does not know the shapes of its base: only the names were compared")
+    return Match(tuple(row_of[block.name] for block in blocks), tuple(notes))
 
 
-def _resized_vocabulary(
-    differing: Sequence[Block], row_of: dict[str, int], shapes: Sequence[Sequence[int]]
-) -> str | None:
+def _resized_vocabulary(differing: Sequence[Block], known: Mapping[str, Sequence[int]]) -> str | None:
     """A note if every differing block is a table or head whose vocabulary changed, all alike."""
     changes = set()
     for block in differing:
-        before, after = list(shapes[row_of[block.name]]), list(block.shape)
+        before, after = list(known[block.name]), list(block.shape)
         if len(before) != len(after) or before[1:] != after[1:]:
             return None
         changes.add((before[0], after[0]))

@@ -20,6 +20,7 @@ FeatureKind = Literal["raw", "standardised"]
 
 _CLIP = 5.0
 _TINY = 1e-12
+_LEAST_SCALE = 1e-30  # above float32's smallest, so that no scale is 0 there
 
 
 class FeatureConstants(Config):
@@ -30,9 +31,9 @@ class FeatureConstants(Config):
     """
 
     mean_shift: float = Field(0.0, description="Mean over blocks of the block means.")
-    mean_scale: float = Field(1.0, gt=0, description="Standard deviation over blocks of the block means.")
+    mean_scale: float = Field(1.0, ge=_LEAST_SCALE, description="Standard deviation over blocks of the block means.")
     log_variance_shift: float = Field(0.0, description="Mean over blocks of log(variance + 1e-12).")
-    log_variance_scale: float = Field(1.0, gt=0, description="Standard deviation over blocks of the same.")
+    log_variance_scale: float = Field(1.0, ge=_LEAST_SCALE, description="Standard deviation over blocks of the same.")
 
     @classmethod
     def of(cls, statistics: Tensor) -> FeatureConstants:

@@ -15,12 +15,15 @@ from zoft.config import Config
 class NormalizationConfig(Config):
     """How ν comes about."""
 
-    kind: Literal["effective-size", "none"] = Field(
-        "effective-size", description="ν from the blocks' effective sizes, or ν = 1."
+    kind: Literal["effective-size", "published", "none"] = Field(
+        "effective-size",
+        description="ν from the blocks' effective sizes; the same as published, where an embedding may count for "
+        "more than it has; or ν = 1.",
     )
     embedding_rows: int = Field(
         15,
         ge=1,
+        le=2**20,
         description="Rows of an embedding that count, for every example of a batch (15 in the published code).",
     )
 
@@ -29,13 +32,15 @@ def effective_sizes(blocks: Blocks, batch_size: int, config: NormalizationConfig
     """w_i, float32 [B]: d_i, but of an embedding only ``embedding_rows`` rows for every example.
 
     Note:
-        The public code's constant may exceed a small vocabulary; here w_i is never above d_i.
+        The public code's constant may exceed a small vocabulary; here w_i is never above d_i, but with
+        the kind ``published``, which converted tuners have.
     """
     sizes = []
     for block in blocks:
         size = block.numel
         if block.is_embedding:
-            size = min(size, config.embedding_rows * batch_size * block.shape[-1])
+            rows = config.embedding_rows * batch_size * block.shape[-1]
+            size = rows if config.kind == "published" else min(size, rows)
         sizes.append(float(size))
     return torch.tensor(sizes)
 

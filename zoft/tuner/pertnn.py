@@ -19,17 +19,27 @@ class NetworkConfig(Config):
     features: FeatureKind = Field(
         "standardised", description="Inputs as published (raw), or scaled by constants of the base."
     )
-    hidden: int = Field(64, ge=1, description="Hidden units of each network.")
+    hidden: int = Field(64, ge=1, le=2**16, description="Hidden units of each network.")
     activation: Literal["tanh"] = Field("tanh", description="Activation of the hidden units.")
     output: Literal["abs", "exp", "bounded"] = Field(
         "bounded",
         description="σ from the output y: |y| as published, exp(y), or exp(bound·tanh(y)), which cannot run away.",
     )
-    bound: float = Field(1.2, gt=0, description="Largest |log σ| of the bounded output.")
+    bound: float = Field(1.2, gt=0, le=80, description="Largest |log σ| of the bounded output.")
     init: Literal["linear", "neutral"] = Field(
         "neutral",
         description="Start as torch's Linear does (as published), or with an output layer for which σ = 1.",
     )
+
+
+def weight_shapes(count: int, config: NetworkConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the parameters of a PertNN of ``count`` blocks, without making one."""
+    return {
+        "hidden.weight": (count, config.hidden, len(FEATURES)),
+        "hidden.bias": (count, config.hidden),
+        "out.weight": (count, 1, config.hidden),
+        "out.bias": (count, 1),
+    }
 
 
 class PertNN(nn.Module):

@@ -1,0 +1,73 @@
+"""tuner_config.json: what a tuner is, and which base it fits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from zoft.blocks import signature_of
+from zoft.config import Config
+from zoft.noise import GaussianTable
+from zoft.tuner.features import FeatureConstants
+from zoft.tuner.normalization import NormalizationConfig
+from zoft.tuner.pertnn import NetworkConfig
+
+#: Version of the layout on disk, apart from the package's. A zoft that reads a format reads it for good.
+FORMAT = 1
+
+CONFIG_FILE, WEIGHTS_FILE, PROVENANCE_FILE, CARD_FILE = (
+    "tuner_config.json",
+    "tuner.safetensors",
+    "meta_train.json",
+    "README.md",
+)
+
+#: The files of a tuner; nothing else in a folder is read, copied or uploaded.
+FILES = (CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, PROVENANCE_FILE)
+
+
+class BlockTable(Config):
+    """The base model's blocks in the order of the tuner's rows."""
+
+    names: list[str] = Field(description="Canonical names in row order.")
+    shapes: list[list[int] | None] = Field(
+        description="Shapes in row order; null where a converted tuner's base could not be asked."
+    )
+    signature: str = Field(description="Hash of names and shapes (Blocks.signature); empty where shapes are not known.")
+
+    @classmethod
+    def of(cls, names: Sequence[str], shapes: Sequence[Sequence[int]]) -> BlockTable:
+        """The table of blocks with these canonical names and shapes."""
+        return cls(names=list(names), shapes=[list(s) for s in shapes], signature=signature_of(names, shapes))
+
+
+class NoiseConfig(Config):
+    """The noise that the tuner was learned with."""
+
+    kind: str = Field(GaussianTable.name, description="Kind of noise.")
+    version: int = Field(GaussianTable.version, description="Version of that kind.")
+
+
+class Recommended(Config):
+    """Settings to fine-tune with, found on development tasks or during meta-training."""
+
+    lr: float | None = Field(None, gt=0, description="Learning rate η.")
+    epsilon: float = Field(1e-3, gt=0, description="Perturbation scale ε.")
+    batch_size: int = Field(16, ge=1, le=2**31, description="Examples a step.")
+
+
+class TunerConfig(Config):
+    """tuner_config.json."""
+
+    format: int = Field(FORMAT, description="Version of the layout.")
+    zoft_version: str = Field(description="Version of zoft that wrote the tuner.")
+    base_model_name_or_path: str = Field("", description="The base model that the tuner was learned on.")
+    base_model_revision: str | None = Field(None, description="Its commit, where it came from the Hub.")
+    blocks: BlockTable = Field(description="The base's blocks.")
+    network: NetworkConfig = Field(NetworkConfig(), description="What the PertNNs are.")
+    constants: FeatureConstants = Field(FeatureConstants(), description="Constants of standardised features.")
+    normalization: NormalizationConfig = Field(NormalizationConfig(), description="How ν comes about.")
+    noise: NoiseConfig = Field(NoiseConfig(), description="The noise it was learned with.")
+    recommended: Recommended = Field(Recommended(), description="Settings to fine-tune with.")
+    weights_sha256: str | None = Field(None, description=f"Hash of {WEIGHTS_FILE}; filled in when it is written.")
