@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import torch
 from pydantic import Field, TypeAdapter, ValidationError, ValidationInfo, field_validator
 
+from zoft.adapters import TrainableConfig
 from zoft.config import Config, nearest, unknown
 from zoft.errors import UsageError
 from zoft.models import DTYPES, resolve_model
@@ -73,7 +74,7 @@ class DataConfig(Config):
         return value
 
 
-class FinetuneConfig(DataConfig):
+class FinetuneConfig(DataConfig, TrainableConfig):
     """Configuration of ``zoft finetune``. The model is the tuner's base by default."""
 
     tuner: str | None = Field(None, description="Folder of a tuner; its sigma scale the method's directions.")

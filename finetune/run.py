@@ -21,6 +21,8 @@ from finetune.plan import Plan, plan
 from finetune.state import generator_states, set_generator_states
 from finetune.task import language_task
 from finetune.trainer import TaskTrainer, training_arguments
+from zoft.adapters import prepare
+from zoft.blocks import Blocks
 from zoft.config import read_yaml
 from zoft.errors import DivergedError, Interrupted, UsageError
 from zoft.models import LoadedModel, load_model, save_model
@@ -51,6 +53,7 @@ class FinetuneResult:
         sources: where lr, epsilon and batch size came from.
         seeds: of the directions, and of the order of the data.
         examples: examples that a figure is a mean over, for each split; None where the task does not tell.
+        parameters: entries of all trained tensors.
         seconds: wall time of the training with its evaluations, of this part of it if it was resumed.
         warnings: what the user should know, one sentence each.
         model: the fine-tuned model, in memory.
@@ -67,6 +70,7 @@ class FinetuneResult:
     sources: dict[str, str]
     seeds: dict[str, int]
     examples: dict[str, int | None]
+    parameters: int
     seconds: float
     warnings: list[str] = field(default_factory=list)
     model: LoadedModel | None = None
@@ -151,6 +155,7 @@ def run(
         device=_placed(config.device),
         trust_remote_code=config.trust_remote_code,
     )
+    loaded = prepare(loaded, config, config.seed)
     work: Task = task if task is not None else language_task(config, loaded)
     examples = _examples(work, config.eval_limit)
     _share(config, int(os.environ.get("WORLD_SIZE", "1")))
@@ -179,6 +184,7 @@ def run(
         sources=planned.sources,
         seeds={"directions": config.seed, "data": config.seed},
         examples=examples,
+        parameters=Blocks.of(loaded.model).numel,
         seconds=seconds,
         model=loaded,
     )

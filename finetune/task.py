@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from finetune.config import DataConfig
+from zoft.adapters import virtual_tokens
 from zoft.models import LoadedModel, context_length
 from zoft.tasks import get_task
 from zoft.tasks.dataset import load_dataset_task
@@ -25,5 +26,11 @@ def language_task(config: DataConfig, loaded: LoadedModel) -> LMTask:
         text_task = load_dataset_task(
             str(config.dataset), config.template, config.labels, config.columns or None, seed=config.seed
         )
-    limits = [limit for limit in (config.max_length, context_length(loaded.model)) if limit is not None]
-    return LMTask(text_task, loaded.tokenizer, loaded.kind, min(limits, default=None))
+    return LMTask(text_task, loaded.tokenizer, loaded.kind, longest(loaded, config.max_length))
+
+
+def longest(loaded: LoadedModel, asked: int | None = None) -> int | None:
+    """Tokens that an example may have: within ``asked`` and the model's context, a learned prefix aside."""
+    context = context_length(loaded.model)
+    limits = [asked, None if context is None else context - virtual_tokens(loaded.model)]
+    return min((limit for limit in limits if limit is not None), default=None)
