@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from finetune.config import LEARNED, FinetuneConfig
+from finetune.first_order import FIRST_ORDER, METHODS
 from zoft.errors import UsageError
 from zoft.models import LoadedModel
 from zoft.noise import GaussianTable
-from zoft.optimizers import OPTIMIZERS
 from zoft.tasks.base import Task
 from zoft.tuner import Tuner
 
@@ -60,8 +60,8 @@ def plan(
     name = config.optimizer or LEARNED
     sources: dict[str, str] = {}
     hyper = dict(config.hyper)
-    for key in ("lr", "epsilon"):
-        hyper[key], sources[key] = _setting(key, hyper.get(key), tuner, OPTIMIZERS[name].model_fields[key].default)
+    for key in ("lr",) if name in FIRST_ORDER else ("lr", "epsilon"):
+        hyper[key], sources[key] = _setting(key, hyper.get(key), tuner, METHODS[name].model_fields[key].default)
     batch_size, sources["batch_size"] = _setting("batch_size", config.batch_size, tuner, _BATCH_SIZE)
     base = model.name if model is not None else config.model
     if base is None and tuner is not None:
@@ -88,10 +88,12 @@ def _problems(
     """What is missing or given twice: cause and remedy."""
     problems = []
     if config.optimizer is None and tuner is None:
-        others = ", ".join(name for name in OPTIMIZERS if name != LEARNED)
+        others = ", ".join(name for name in METHODS if name != LEARNED)
         problems.append(("no method is given", f"Give --tuner FOLDER, or --optimizer with one of {others}."))
     if config.optimizer == LEARNED and tuner is None:
         problems.append((f"the method {LEARNED} needs a tuner", "Give one with --tuner."))
+    if config.optimizer in FIRST_ORDER and tuner is not None:
+        problems.append((f"a tuner for {config.optimizer}, which perturbs nothing", "Give one of the two."))
     if model is None and config.model is None and (tuner is None or not _base_of(tuner)):
         problems.append(("no model is given", "Give one with --model."))
     data = [given for given in (task, config.task, config.dataset) if given is not None]

@@ -20,15 +20,15 @@ from finetune.config import FinetuneConfig
 from finetune.plan import Plan, plan
 from finetune.state import generator_states, set_generator_states
 from finetune.task import language_task
-from finetune.trainer import TaskTrainer, training_arguments
+from finetune.task_trainer import TaskTraining
+from finetune.trainers import build_method, build_trainer, share
 from zoft.adapters import prepare
 from zoft.blocks import Blocks
 from zoft.config import read_yaml
-from zoft.errors import DivergedError, Interrupted, UsageError
+from zoft.errors import DivergedError, Interrupted
 from zoft.models import LoadedModel, load_model, save_model
-from zoft.optimizers import ZOOptimizer, get_optimizer
 from zoft.runs import folder as runs
-from zoft.runs.reporters import ConsoleReporter, JsonlReporter, Reporter, TensorBoardReporter
+from zoft.runs.reporters import Reporter
 from zoft.tasks.base import Task
 from zoft.tasks.lm import LMTask
 from zoft.tuner import Tuner
@@ -91,7 +91,9 @@ def finetune(
     reporters: Sequence[Reporter] | None = None,
     **settings: Any,
 ) -> FinetuneResult:
-    """Fine-tune a model with a zeroth-order method; writes a run folder with the model in ``final``.
+    """Fine-tune a model; writes a run folder with the model in ``final``.
+
+    The method is a zeroth-order one, or a first-order baseline.
 
     Args:
         config: a configuration, its values, or a YAML file; ``settings`` win over it.
@@ -158,12 +160,12 @@ def run(
     loaded = prepare(loaded, config, config.seed)
     work: Task = task if task is not None else language_task(config, loaded)
     examples = _examples(work, config.eval_limit)
-    _share(config, int(os.environ.get("WORLD_SIZE", "1")))
-    method = _method(planned, loaded.model)
+    share(config, int(os.environ.get("WORLD_SIZE", "1")))
+    method = build_method(planned, loaded.model)
     folder = runs.claim(
         str(config.output_dir), "finetune", config.to_dict(), _inputs(planned, loaded, work), resume=resume
     )
-    trainer, opened = _trainer(config, loaded, work, method, folder, reporters)
+    trainer, opened = build_trainer(config, loaded, work, method, folder, reporters)
     zero_shot = _zero_shot(folder, work, loaded, config, trainer.is_world_process_zero())
     started = time.perf_counter()
     try:
@@ -204,12 +206,6 @@ def _examples(task: Task, limit: int | None) -> dict[str, int | None]:
     return {split: counts[split] if limit is None else min(counts[split], limit) for split in _REPORTED}
 
 
-def _method(planned: Plan, model: Any) -> ZOOptimizer:
-    config = planned.config
-    bound = planned.tuner.bind(model, config.batch_size) if planned.tuner is not None else None
-    return get_optimizer(str(config.optimizer), tuner=bound, **config.hyper)
-
-
 def _inputs(planned: Plan, loaded: LoadedModel, task: Task) -> dict[str, Any]:
     """What the names in the configuration stood for."""
     inputs: dict[str, Any] = {"model_revision": loaded.revision, "task_name": task.name}
@@ -226,63 +222,6 @@ def _digest(*parts: bytes) -> str:
     for part in parts:
         digest.update(part)
     return digest.hexdigest()
-
-
-def _trainer(
-    config: FinetuneConfig,
-    loaded: LoadedModel,
-    task: Task,
-    method: ZOOptimizer,
-    folder: runs.RunFolder,
-    reporters: Sequence[Reporter] | None,
-) -> tuple[TaskTrainer, list[Reporter]]:
-    """The trainer, and the reporters that were opened for it."""
-    args = training_arguments(
-        folder.checkpoints,
-        steps=config.steps,
-        accumulate=config.accumulate,
-        seed=config.seed,
-        schedule=config.schedule,
-        warmup_steps=config.warmup_steps,
-        eval_every=config.eval_every or 0,
-        save_every=config.save_every or 0,
-        keep_checkpoints=config.keep_checkpoints,
-        device=next(loaded.model.parameters()).device.type,
-        use_cache=bool(getattr(loaded.model.config, "use_cache", False)),
-    )
-    opened: list[Reporter] = []
-    if args.process_index == 0:
-        opened += [
-            JsonlReporter(folder.path / runs.METRICS_FILE, folder.step),
-            TensorBoardReporter(folder.path / runs.TENSORBOARD, folder.step),
-        ]
-        if reporters is None:
-            opened.append(ConsoleReporter(config.steps, task.name, start=folder.step or 0))
-    trainer = TaskTrainer(
-        loaded.model,
-        args,
-        task=task,
-        batch_size=_share(config, args.world_size),
-        eval_limit=config.eval_limit,
-        tokenizer=loaded.tokenizer,
-        reporters=[*opened, *(reporters or ())],
-        zo_method=method,
-        zo_noise=str(config.noise),
-        zo_keep_bytes=config.noise_cache * 2**20,
-        zo_patience=config.patience,
-    )
-    return trainer, opened
-
-
-def _share(config: FinetuneConfig, processes: int) -> int:
-    """Examples of one part of a step's batch on one process."""
-    batch_size, parts = int(config.batch_size or 1), config.accumulate * processes
-    if batch_size % parts:
-        raise UsageError(
-            f"a batch of {batch_size} does not divide into {config.accumulate} parts on {processes} processes",
-            f"Use a batch size that {parts} divides.",
-        )
-    return batch_size // parts
 
 
 def _zero_shot(
@@ -302,7 +241,7 @@ def _evaluated(task: Task, loaded: LoadedModel, limit: int | None) -> dict[str, 
     return {split: task.evaluate(loaded.model, split, limit) for split in _REPORTED}
 
 
-def _train(trainer: TaskTrainer, folder: runs.RunFolder) -> None:
+def _train(trainer: TaskTraining, folder: runs.RunFolder) -> None:
     """Train; an interrupt ends it after the step that is running, with a checkpoint."""
     with _stopping(trainer) as signals:
         try:
@@ -320,7 +259,7 @@ def _train(trainer: TaskTrainer, folder: runs.RunFolder) -> None:
 
 
 @contextmanager
-def _stopping(trainer: TaskTrainer) -> Iterator[list[int]]:
+def _stopping(trainer: TaskTraining) -> Iterator[list[int]]:
     """Within: Ctrl-C and SIGTERM ask the trainer to stop; a second Ctrl-C interrupts at once."""
     caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():

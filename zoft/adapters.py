@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import inspect
 import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from zoft.blocks import canonical_name
@@ -85,7 +88,7 @@ def is_adapted(model: nn.Module) -> bool:
 
 def virtual_tokens(model: nn.Module) -> int:
     """Positions that a learned prefix or prompt takes of the model's context."""
-    config = getattr(model, "active_peft_config", None)
+    config: Any = getattr(model, "active_peft_config", None)
     return int(config.num_virtual_tokens) if getattr(config, "is_prompt_learning", False) else 0
 
 
@@ -128,10 +131,10 @@ def select(model: nn.Module, patterns: Sequence[str]) -> list[str]:
 
 def quantised(model: nn.Module) -> str | None:
     """Why ``model`` counts as quantised, in a few words; None where it does not."""
-    config: Any = getattr(model, "config", None)
-    if getattr(config, "quantization_config", None) is not None:
-        method = getattr(config.quantization_config, "quant_method", None) or "its configuration says so"
-        return str(getattr(method, "value", method))
+    settings: Any = getattr(getattr(model, "config", None), "quantization_config", None)
+    if settings is not None:
+        method = settings.get("quant_method") if isinstance(settings, dict) else getattr(settings, "quant_method", None)
+        return str(getattr(method, "value", method) or "its configuration says so")
     for name, module in model.named_modules():
         if type(module).__module__.partition(".")[0] in ("bitsandbytes", "torchao"):
             return f"{name} is a {type(module).__name__} of {type(module).__module__.partition('.')[0]}"
@@ -147,7 +150,7 @@ def quantised(model: nn.Module) -> str | None:
 def save_adapter(loaded: LoadedModel, folder: Path) -> None:
     """Write the adapter in PEFT's layout, as safetensors."""
     with without_bars():
-        loaded.model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
+        loaded.model.save_pretrained(folder, safe_serialization=True)
 
 
 @dataclass(frozen=True)
@@ -189,13 +192,27 @@ def with_adapter(base: LoadedModel, folder: Path) -> LoadedModel:
     Raises:
         IncompatibleError: the adapter does not fit the model.
     """
+    peft = _peft()
+    remedy = "Use the base that it was trained on."
     try:
-        model = _peft().PeftModel.from_pretrained(base.model, str(folder), is_trainable=True)
-    except (RuntimeError, ValueError, KeyError) as error:
+        learned = peft.PeftConfig.from_pretrained(str(folder)).is_prompt_learning
+        with _seeded(base.model, 0), warnings.catch_warnings(action="ignore"):
+            # PEFT refuses to load a prefix for training; it is the same tensor either way.
+            model = peft.PeftModel.from_pretrained(base.model, str(folder), is_trainable=not learned)
+        with safe_open(folder / ADAPTER_WEIGHTS, "pt") as content:
+            absent = set(peft.get_peft_model_state_dict(model, save_embedding_layers=False)) - set(content.keys())
+    except (RuntimeError, ValueError, KeyError, SafetensorError) as error:
         text = " ".join(str(error).split())[:300]
+        raise IncompatibleError(f"the adapter in {folder} does not fit {base.name}: {text}", remedy) from error
+    if absent:
         raise IncompatibleError(
-            f"the adapter in {folder} does not fit {base.name}: {text}", "Use the base that it was trained on."
-        ) from error
+            f"the adapter in {folder} does not fit {base.name}: it lacks {len(absent)} of the tensors that it would"
+            f" have there, such as {min(absent)}",
+            remedy,
+        )
+    if learned:
+        model.prompt_encoder.requires_grad_(True)
+        model.active_peft_config.inference_mode = False
     return replace(base, model=_ready(model, base))
 
 
@@ -238,6 +255,8 @@ def _ready(model: Any, base: LoadedModel) -> Any:
     """The PEFT model in evaluation mode, its base under the name that it was loaded by."""
     for config in model.peft_config.values():
         config.base_model_name_or_path, config.revision = base.name, base.revision
+    # By default PEFT asks the Hub, at every save, whether the vocabulary was resized. It never is here.
+    model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=False)
     _keep_positions(model)
     return model.eval()
 

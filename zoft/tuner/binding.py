@@ -11,7 +11,6 @@ from torch import nn
 from zoft.blocks import Block, Blocks, canonical_name
 from zoft.errors import IncompatibleError
 
-
 #: What the names of PEFT's parameters hold.
 _ADAPTER = re.compile(r"\.(lora_[AB]|ia3_l)\.|^prompt_encoder\.")
 
