@@ -109,7 +109,7 @@ def test_shared_rows_equal_a_row_for_each_candidate(family: str) -> None:
     for task in (SINGLE, CHOICE):
         lm = LMTask(task, tiny_tokenizer())
         shared = lm.collate(lm.dataset("train"))
-        expanded = collate(lm.dataset("train"), 1, share_context=False)
+        expanded = collate(lm.dataset("train"), 1, share=False)
         assert len(shared["input_ids"]) < len(expanded["input_ids"])
         assert float(lm.loss(model, shared).detach()) == pytest.approx(
             float(lm.loss(model, expanded).detach()), abs=1e-5

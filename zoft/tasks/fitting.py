@@ -1,0 +1,51 @@
+"""Examples that are too long for a model: the passage is cut at its end, never the question or the answer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+
+from zoft.tasks.base import Cloze, Example
+
+#: A cut within a word goes back to the word's beginning where that is not further than this.
+_WORD = re.compile(r"\s\S{0,40}$")
+
+
+def fitted(example: Example, fits: Callable[[Example], bool]) -> Example:
+    """``example`` with the longest beginning of its passage that ``fits``.
+
+    Returned with its passage removed where even that does not fit, so that the caller can say how long it is.
+    """
+    if fits(example) or not example.passage:
+        return example
+    low, high = 0, len(example.passage)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(with_passage(example, example.passage[:middle])) else (low, middle)
+    # Tokens grow with characters but for a merge at the cut, so a few steps back are enough.
+    while low and not fits(with_passage(example, _at_a_word(example.passage, low))):
+        low -= 1
+    return with_passage(example, _at_a_word(example.passage, low))
+
+
+def with_passage(example: Example, passage: str) -> Example:
+    """``example`` with another text in its passage's last place in the prompt, and in its cloze."""
+
+    def put(text: str) -> str:
+        before, found, after = text.rpartition(example.passage)
+        return before + passage + after if found else text
+
+    cloze = example.cloze
+    if cloze is not None:
+        cloze = Cloze(put(cloze.before), put(cloze.after), cloze.candidates)
+    return replace(example, prompt=put(example.prompt), passage=passage, cloze=cloze)
+
+
+def _at_a_word(passage: str, length: int) -> str:
+    """The first ``length`` characters, without a word that they would cut."""
+    cut = passage[:length]
+    if length < len(passage) and not passage[length].isspace():
+        found = _WORD.search(cut)
+        cut = cut[: found.start()] if found else cut
+    return cut.rstrip()
