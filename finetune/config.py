@@ -15,6 +15,7 @@ from zoft.errors import UsageError
 from zoft.models import DTYPES, resolve_model
 from zoft.noise import NOISES
 from zoft.tasks import get_task
+from zoft.tasks.objectives import LOSS, OBJECTIVES
 
 #: The method that a tuner brings along.
 LEARNED = "zo-finetuner"
@@ -86,6 +87,9 @@ class FinetuneConfig(DataConfig, TrainableConfig):
         default_factory=dict,
         description="Hyper-parameters of the method; lr and epsilon are the tuner's recommended ones by default.",
     )
+    objective: str = Field(
+        LOSS, description=f"What is minimised: {LOSS}, or 1 minus a metric: {', '.join(OBJECTIVES[1:])}."
+    )
     steps: int = Field(1000, ge=1, description="Steps of the method.")
     batch_size: int | None = Field(
         None, ge=1, description="Examples a step, over all processes; the tuner's recommended size, or 16, by default."
@@ -118,6 +122,13 @@ class FinetuneConfig(DataConfig, TrainableConfig):
     def _known_optimizer(cls, value: str | None) -> str | None:
         if value is not None and value not in METHODS:
             raise ValueError(unknown("optimizer", value, METHODS))
+        return value
+
+    @field_validator("objective")
+    @classmethod
+    def _known_objective(cls, value: str) -> str:
+        if value not in OBJECTIVES:
+            raise ValueError(unknown("objective", value, OBJECTIVES))
         return value
 
     @field_validator("hyper")

@@ -13,6 +13,8 @@ from zoft.errors import UsageError
 from zoft.models import LoadedModel
 from zoft.noise import GaussianTable
 from zoft.tasks.base import Task
+from zoft.tasks.metrics import Metric
+from zoft.tasks.objectives import LOSS, objective_name
 from zoft.tuner import Tuner
 
 #: Examples a step where neither the user nor a tuner says.
@@ -27,11 +29,13 @@ class Plan:
         config: no value in it is left to a default that depends on something else, output_dir included.
         tuner: the tuner, or None.
         sources: where lr, epsilon and batch size came from, in words.
+        objective: a metric of one's own, which the configuration cannot hold.
     """
 
     config: FinetuneConfig
     tuner: Tuner | None
     sources: dict[str, str]
+    objective: Metric | None = None
 
     def describe(self) -> list[str]:
         """One line for each value that came from elsewhere than the user."""
@@ -45,6 +49,7 @@ def plan(
     model: LoadedModel | None = None,
     task: Task | None = None,
     tuner: Tuner | None = None,
+    objective: Metric | None = None,
 ) -> Plan:
     """Resolve what a configuration leaves open; objects in memory take the place of names in it.
 
@@ -55,6 +60,9 @@ def plan(
     if tuner is None and config.tuner is not None:
         tuner = Tuner.from_pretrained(Path(config.tuner).expanduser())
     problems = _problems(config, model, task, tuner)
+    if config.optimizer in FIRST_ORDER and (objective is not None or config.objective != LOSS):
+        name = config.objective if objective is None else objective_name(objective)
+        problems.append((f"{config.optimizer} needs a gradient, and {name} has none", "Use a zeroth-order method."))
     if problems:
         raise UsageError("; ".join(cause for cause, _ in problems), " ".join(remedy for _, remedy in problems))
     name = config.optimizer or LEARNED
@@ -79,7 +87,7 @@ def plan(
         "device": config.target,
         "output_dir": config.output_dir or _default_folder(config, name, base, task),
     }
-    return Plan(config.model_copy(update=resolved), tuner, sources)
+    return Plan(config.model_copy(update=resolved), tuner, sources, objective)
 
 
 def _problems(

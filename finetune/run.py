@@ -31,6 +31,8 @@ from zoft.runs import folder as runs
 from zoft.runs.reporters import Reporter
 from zoft.tasks.base import Task
 from zoft.tasks.lm import LMTask
+from zoft.tasks.metrics import Metric
+from zoft.tasks.objectives import LOSS, MetricTask, objective_name, with_objective
 from zoft.tuner import Tuner
 
 #: Splits that zero-shot and final figures are given for.
@@ -87,6 +89,7 @@ def finetune(
     model: str | LoadedModel | None = None,
     task: str | Task | None = None,
     tuner: str | Path | Tuner | None = None,
+    objective: str | Metric | None = None,
     resume: bool = False,
     reporters: Sequence[Reporter] | None = None,
     **settings: Any,
@@ -100,6 +103,8 @@ def finetune(
         model: a name (see :func:`zoft.models.resolve_model`) or a loaded model, which is changed in place.
         task: a name in ``zoft.tasks.TASKS``, or any :class:`zoft.tasks.base.Task`.
         tuner: the folder of a tuner, or a tuner.
+        objective: what is minimised: a name (see :data:`zoft.tasks.objectives.OBJECTIVES`), or any function
+            ``metric(predictions, references)``, as 1 − metric.
         resume: go on with the unfinished run in ``output_dir``, bit for bit.
         reporters: where scalars go besides metrics.jsonl and TensorBoard; None is the terminal.
         settings: fields of :class:`FinetuneConfig`; ``hyper`` is merged by key. None counts as not given.
@@ -128,13 +133,15 @@ def finetune(
         "model": model if isinstance(model, str) else None,
         "task": task if isinstance(task, str) else None,
         "tuner": str(tuner) if isinstance(tuner, str | Path) else None,
+        "objective": objective if isinstance(objective, str) else None,
     }
     values = _as_values(config)
     over = {key: value for key, value in {**settings, **names}.items() if value is not None}
     if "hyper" in over:
         over["hyper"] = {**(values.get("hyper") or {}), **over["hyper"]}
     built = FinetuneConfig.build({**values, **over})
-    planned = plan(built, model=loaded, task=given_task, tuner=given_tuner)
+    metric = None if objective is None or isinstance(objective, str) else objective
+    planned = plan(built, model=loaded, task=given_task, tuner=given_tuner, objective=metric)
     with _global_generators_kept():
         return run(planned, model=loaded, task=given_task, resume=resume, reporters=reporters)
 
@@ -160,13 +167,14 @@ def run(
     loaded = prepare(loaded, config, config.seed)
     work: Task = task if task is not None else language_task(config, loaded)
     examples = _examples(work, config.eval_limit)
+    trained = with_objective(work, planned.objective or config.objective)
     share(config, int(os.environ.get("WORLD_SIZE", "1")))
     method = build_method(planned, loaded.model)
     folder = runs.claim(
         str(config.output_dir), "finetune", config.to_dict(), _inputs(planned, loaded, work), resume=resume
     )
-    trainer, opened = build_trainer(config, loaded, work, method, folder, reporters)
-    zero_shot = _zero_shot(folder, work, loaded, config, trainer.is_world_process_zero())
+    trainer, opened = build_trainer(config, loaded, trained, method, folder, reporters)
+    zero_shot = _zero_shot(folder, trained, loaded, config, trainer.is_world_process_zero())
     started = time.perf_counter()
     try:
         _train(trainer, folder)
@@ -177,7 +185,7 @@ def run(
     result = FinetuneResult(
         folder=folder.path,
         zero_shot=zero_shot,
-        final=_evaluated(work, loaded, config.eval_limit),
+        final=_evaluated(trained, loaded, config.eval_limit),
         steps=trainer.state.global_step,
         forwards=trainer.forwards,
         audits=trainer.audits,
@@ -190,7 +198,7 @@ def run(
         seconds=seconds,
         model=loaded,
     )
-    result.warnings = _warnings(result)
+    result.warnings = _warnings(result, trained)
     if trainer.is_world_process_zero():
         save_model(loaded, folder.final)
         runs.write_result(folder, result.to_dict())
@@ -212,6 +220,8 @@ def _inputs(planned: Plan, loaded: LoadedModel, task: Task) -> dict[str, Any]:
     if planned.tuner is not None:
         weights = planned.tuner.network.state_dict()
         inputs["tuner_sha256"] = _digest(*(tensor.numpy().tobytes() for tensor in weights.values()))
+    if planned.objective is not None:
+        inputs["objective"] = objective_name(planned.objective)
     if planned.config.dataset is not None and isinstance(task, LMTask):
         inputs["dataset_sha256"] = _digest(*(repr(example).encode() for example in task.text_task.examples("train")))
     return inputs
@@ -291,14 +301,15 @@ def _global_generators_kept() -> Iterator[None]:
         set_generator_states(tensors, values)
 
 
-def _warnings(result: FinetuneResult) -> list[str]:
+def _warnings(result: FinetuneResult, task: Task) -> list[str]:
     notes = []
     if result.skipped:
         notes.append(f"{result.skipped} of {result.steps} steps were skipped: a loss was not finite")
-    before, after = result.zero_shot["validation"]["loss"], result.final["validation"]["loss"]
-    if not after <= before:
+    name = task.metric_name if isinstance(task, MetricTask) else LOSS
+    before, after = result.zero_shot["validation"][name], result.final["validation"][name]
+    if not (after >= before if isinstance(task, MetricTask) else after <= before):
         notes.append(
-            f"the loss on validation is worse than before, {after:.4f} against {before:.4f}: "
+            f"the {name} on validation is worse than before, {after:.4f} against {before:.4f}: "
             f"use a smaller learning rate than {result.method['lr']:g}, or more steps"
         )
     return notes
