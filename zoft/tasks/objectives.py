@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 
+import torch
 from torch import Tensor, nn
 
 from zoft.config import unknown
@@ -57,8 +58,8 @@ class MetricTask:
         """The task's own batches."""
         return self.task.train_batches(batch_size, seed, start)
 
-    def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> float:
-        """1 − metric over the batch.
+    def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        """1 − metric over the batch: a float64 scalar without a gradient.
 
         Raises:
             UsageError: the metric fails on the answers, or is no number.
@@ -66,12 +67,13 @@ class MetricTask:
         answers = self.task.predict(model, batch)
         groups = [self.task.text_task.examples("train")[index].group for index in batch["indices"].tolist()]
         try:
-            return 1.0 - measure(self.metric, answers, self.task.accepted(batch), groups)
+            value = measure(self.metric, answers, self.task.accepted(batch), groups)
         except (TypeError, ValueError, ZeroDivisionError) as error:
             raise UsageError(
                 f"the metric {self.metric_name} failed on a batch: {error}",
                 "It takes a list of predictions and a list of references, and returns a number.",
             ) from error
+        return torch.tensor(1.0 - value, dtype=torch.float64)
 
     def evaluate(self, model: nn.Module, split: str = "test", limit: int | None = None) -> dict[str, float]:
         """The task's own evaluation, with the metric in it."""
