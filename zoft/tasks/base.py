@@ -73,6 +73,7 @@ class Example:
             several right candidates).
         passage: the part of the prompt that may be cut at its end where the example is too long for
             a model; empty: nothing may.
+        follows: how many characters of the prompt follow the passage; more may be put before the prompt.
         cloze: how a masked language model is asked; None: the prompt, then the mask token.
         names: the candidates as metrics see them; empty: the candidates themselves, stripped.
         group: what a metric over groups of examples groups by (the question of an answer).
@@ -84,6 +85,7 @@ class Example:
     label: int = 0
     references: tuple[str, ...] = ()
     passage: str = ""
+    follows: int = 0
     cloze: Cloze | None = None
     names: tuple[str, ...] = ()
     group: str = ""
@@ -92,7 +94,7 @@ class Example:
     def __repr__(self) -> str:
         """The first four fields, and the others where they are given: digests of data rest on it."""
         shown = ["prompt", "candidates", "label", "references"]
-        shown += [name for name in ("passage", "cloze", "names", "group") if getattr(self, name)]
+        shown += [name for name in ("passage", "follows", "cloze", "names", "group") if getattr(self, name)]
         return f"Example({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
 
     @property

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 
-from zoft.tasks.base import Cloze, Example
+from zoft.tasks.base import Example
 
 #: A cut within a word goes back to the word's beginning where that is not further than this.
 _WORD = re.compile(r"\s\S{0,40}$")
@@ -30,16 +30,15 @@ def fitted(example: Example, fits: Callable[[Example], bool]) -> Example:
 
 
 def with_passage(example: Example, passage: str) -> Example:
-    """``example`` with another text in its passage's last place in the prompt, and in its cloze."""
-
-    def put(text: str) -> str:
-        before, found, after = text.rpartition(example.passage)
-        return before + passage + after if found else text
-
+    """``example`` with another text in its passage's place in the prompt, and in its cloze."""
+    end = len(example.prompt) - example.follows
+    prompt = example.prompt[: end - len(example.passage)] + passage + example.prompt[end:]
     cloze = example.cloze
-    if cloze is not None:
-        cloze = Cloze(put(cloze.before), put(cloze.after), cloze.candidates)
-    return replace(example, prompt=put(example.prompt), passage=passage, cloze=cloze)
+    if cloze is not None and example.passage in cloze.before:
+        cloze = replace(cloze, before=cloze.before.replace(example.passage, passage, 1))
+    elif cloze is not None:
+        cloze = replace(cloze, after=cloze.after.replace(example.passage, passage, 1))
+    return replace(example, prompt=prompt, passage=passage, cloze=cloze)
 
 
 def _at_a_word(passage: str, length: int) -> str:

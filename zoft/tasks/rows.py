@@ -150,12 +150,17 @@ def _split_of(name: str) -> str | None:
     return next((split for split, names in SPLIT_NAMES.items() if name in names), None)
 
 
-def _read_hub(repo: str, config: str | None, revision: str | None) -> dict[str, list[Row]]:
-    """The splits of a data set on the Hub, or in the local cache of the ``datasets`` library."""
+def load_hub(repo: str, config: str | None, revision: str | None, **options: Any) -> Any:
+    """A data set on the Hub, or in the local cache, as the ``datasets`` library gives it.
+
+    Raises:
+        ArtifactError: it cannot be had.
+        UsageError: it has several configurations and none, or an unknown one, is named.
+    """
     import datasets
 
     try:
-        loaded = datasets.load_dataset(repo, config, revision=revision)
+        return datasets.load_dataset(repo, config, revision=revision, **options)
     except Exception as error:
         kinds = {base.__name__ for base in type(error).__mro__}
         reason = " ".join(str(error).split())[:300]
@@ -170,6 +175,11 @@ def _read_hub(repo: str, config: str | None, revision: str | None) -> dict[str, 
             f"data set {repo} cannot be loaded: {reason}",
             "Check the name, the revision, and your access (`hf auth login` or HF_TOKEN).",
         ) from error
+
+
+def _read_hub(repo: str, config: str | None, revision: str | None) -> dict[str, list[Row]]:
+    """The splits of a data set on the Hub, or in the local cache of the ``datasets`` library."""
+    loaded = load_hub(repo, config, revision)
     found: dict[str, list[Row]] = {}
     for name, data in loaded.items():
         split = _split_of(str(name))
