@@ -83,7 +83,7 @@ def test_generation_draws_the_noise_once_for_an_evaluation() -> None:
 
 
 def test_a_held_evaluation_leaves_the_bits_when_it_is_broken_off() -> None:
-    loaded, task = places()
+    loaded, _ = places()
     perturber, before = Perturber(loaded.model, Blocks.of(loaded.model)), bits(loaded.model)
 
     def broken(model: Any, batch: Any) -> float:
@@ -138,7 +138,7 @@ def test_every_method_takes_a_step_on_f1(method: str) -> None:
                 get_noise("gaussian-table"),
                 Key(0, step),
                 1e-2,
-            )  # fmt: skip
+            )
         )
         assert results[-1].forwards == chosen.forwards
     assert any(result.projected_gradient != 0 for result in results)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from zoft.errors import UsageError
@@ -12,6 +12,25 @@ from zoft.tasks.encoding import TextSource
 
 #: Between two demonstrations, as [MeZO] sets them apart (its ``train_sep``).
 SEPARATOR = "\n\n"
+
+
+@dataclass(frozen=True)
+class _Demonstration:
+    """An answered example, as a causal and as a masked model reads it, each with the separator after it."""
+
+    index: int
+    text: str
+    cloze: str
+
+    @classmethod
+    def of(cls, example: Example, index: int) -> _Demonstration:
+        """The example answered by its right candidate."""
+        text = (example.prompt + example.candidates[example.label]).strip()
+        cloze = text
+        if example.cloze is not None:
+            words = example.cloze.candidates or example.candidates
+            cloze = (example.cloze.before + words[example.label] + example.cloze.after).strip()
+        return cls(index, text + SEPARATOR, cloze + SEPARATOR)
 
 
 class InContext:
@@ -60,8 +79,8 @@ class InContext:
             )
         self._task, self._tokenizer, self._max_length, self._room = task, tokenizer, max_length, room
         chosen = random.Random(f"zoft demonstrations {seed}").sample(range(len(train)), shots)
-        self._chosen = [(index, _shown(train[index])) for index in chosen]
-        self._lengths = {index: self._count(text + SEPARATOR) for index, text in self._chosen}
+        self._chosen = [_Demonstration.of(train[index], index) for index in chosen]
+        self._lengths = {one.index: max(map(self._count, (one.text, one.cloze))) for one in self._chosen}
         self._splits: dict[str, list[Example]] = {}
         self.used: dict[str, float] = {}
 
@@ -89,19 +108,21 @@ class InContext:
     def examples(self, split: str) -> list[Example]:
         """The examples of ``split`` with their demonstrations, the same at every call."""
         if split not in self._splits:
-            shown = [self._with_demonstrations(one, index, split) for index, one in enumerate(self._task.examples(split))]
+            shown = [
+                self._with_demonstrations(one, index, split) for index, one in enumerate(self._task.examples(split))
+            ]
             self._splits[split] = [example for example, _ in shown]
             self.used[split] = sum(count for _, count in shown) / max(len(shown), 1)
         return list(self._splits[split])
 
     def _with_demonstrations(self, example: Example, index: int, split: str) -> tuple[Example, int]:
-        others = [(number, text) for number, text in self._chosen if split != "train" or number != index]
+        others = [one for one in self._chosen if split != "train" or one.index != index]
         if self._max_length is not None:
             left = self._max_length - self._length(example)
             first = len(others)
-            while first and self._lengths[others[first - 1][0]] <= left:
+            while first and self._lengths[others[first - 1].index] <= left:
                 first -= 1
-                left -= self._lengths[others[first][0]]
+                left -= self._lengths[others[first].index]
             others = others[first:]
             # Joined texts may have a token more than their parts.
             while others and self._length(_joined(others, example)) > self._max_length:
@@ -112,19 +133,17 @@ class InContext:
         """Tokens of the longest sequence that an example stands for, with the special ones and an answer's room."""
         prompt = self._count(example.prompt)
         longest = max(self._count(example.prompt + candidate) for candidate in example.candidates)
-        return max(longest, prompt + self._room) + 2
+        masked = self._count(example.cloze.before + example.cloze.after) + 2 if example.cloze else 0
+        return max(longest, masked, prompt + self._room) + 2
 
     def _count(self, text: str) -> int:
         return len(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
-def _shown(example: Example) -> str:
-    return (example.prompt + example.candidates[example.label]).strip()
-
-
-def _joined(demonstrations: list[tuple[int, str]], example: Example) -> Example:
+def _joined(demonstrations: list[_Demonstration], example: Example) -> Example:
     if not demonstrations:
         return example
-    front = SEPARATOR.join(text for _, text in demonstrations) + SEPARATOR
-    cloze = example.cloze and replace(example.cloze, before=front + example.cloze.before)
-    return replace(example, prompt=front + example.prompt, cloze=cloze)
+    cloze = example.cloze
+    if cloze is not None:
+        cloze = replace(cloze, before="".join(one.cloze for one in demonstrations) + cloze.before)
+    return replace(example, prompt="".join(one.text for one in demonstrations) + example.prompt, cloze=cloze)

@@ -96,6 +96,17 @@ def greedy(
     return [list(takewhile(lambda token: token not in stops, row)) for row in tokens]
 
 
+def last_hidden(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    """The last layer's hidden states [R, D] at each row's last token, or at its mask token for a masked model."""
+    names = ("input_ids", "attention_mask", "position_ids")
+    fed: dict[str, Any] = {name: batch[name] for name in names if name in batch}
+    fed["output_hidden_states"] = True
+    hidden: Tensor = _call(model, fed, use_cache=False, logits_to_keep=1).hidden_states[-1]
+    if "mask_at" not in batch:
+        return hidden[:, -1]
+    return hidden[torch.arange(len(hidden), device=hidden.device), batch["mask_at"]]
+
+
 def on_device(batch: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """``batch`` on the device of the model's first parameter."""
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
