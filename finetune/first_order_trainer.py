@@ -26,7 +26,7 @@ from finetune.trainer import EXPLODED
 from zoft.errors import DivergedError, UsageError
 
 
-class FirstOrderTrainer(TaskTraining, CheckpointsWithoutPickles):
+class FirstOrderTrainer(CheckpointsWithoutPickles, TaskTraining):
     """A :class:`finetune.task_trainer.TaskTraining` with gradients, in training mode (with dropout, if any).
 
     Args:
