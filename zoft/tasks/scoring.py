@@ -195,7 +195,8 @@ def _masked_logits(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     """Logits [R, 1, vocabulary] at the mask tokens; the output head sees only those where it can be found."""
     fed = {name: batch[name] for name in ("input_ids", "attention_mask")}
     at = (torch.arange(len(batch["mask_at"]), device=batch["mask_at"].device), batch["mask_at"])
-    found: list[Any] = [getattr(module, "lm_head", None) for module in model.modules()]
+    # RoBERTa calls its head lm_head, BERT cls.
+    found: list[Any] = [getattr(module, name, None) for module in model.modules() for name in ("lm_head", "cls")]
     heads = [head for head in found if isinstance(head, nn.Module)]
     # Masked models take no logits_to_keep, and the head over all positions costs a RoBERTa a sixth of a forward.
     hooks = [head.register_forward_pre_hook(lambda _, hidden: (hidden[0][at][:, None],)) for head in heads[:1]]
