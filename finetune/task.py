@@ -20,10 +20,31 @@ def language_task(config: DataConfig, loaded: LoadedModel) -> LMTask:
     """
     text_task: Any
     if config.task is not None:
-        text_task = get_task(config.task)
+        text_task = get_task(config.task, config.data_dir, config.per_class, config.seed)
     else:
         text_task = load_dataset_task(
-            str(config.dataset), config.template, config.labels, config.columns or None, seed=config.seed
+            str(config.dataset),
+            config.template,
+            config.labels,
+            config.columns or None,
+            seed=config.seed,
+            validation_fraction=config.validation_fraction,
+            tokenizer=loaded.tokenizer,
         )
     limits = [limit for limit in (config.max_length, context_length(loaded.model)) if limit is not None]
-    return LMTask(text_task, loaded.tokenizer, loaded.kind, min(limits, default=None))
+    return LMTask(text_task, loaded.tokenizer, loaded.kind, min(limits, default=None), config.one_token)
+
+
+def shown_examples(config: DataConfig, model: str | None, count: int = 3) -> list[str]:
+    """The first training examples as ``model`` will see them, what is scored marked; no weights are read.
+
+    Empty for a task whose examples come with the package: those a page of the documentation shows.
+
+    Raises:
+        As :func:`language_task`, and :func:`zoft.tasks.preview.outline`.
+    """
+    if model is None or (config.dataset is None and config.data_dir is None):
+        return []
+    from zoft.tasks.preview import outline, rendered
+
+    return rendered(language_task(config, outline(model, config.trust_remote_code)), "train", count)

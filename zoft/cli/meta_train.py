@@ -35,6 +35,9 @@ class RunConfig(MetaTrainConfig):
         min_length=1,
         description="Tasks to learn on; by default all with the role meta-training.",
     )
+    data_dir: str | None = Field(
+        None, description="Folder with local copies of the published tasks' data sets, in place of the Hub."
+    )
     recipe: str = Field("default", description=f"Settings to begin with: {', '.join(RECIPES)}.")
     allow_held_out: bool = Field(False, description="Accept tasks whose role is held-out; see the error without it.")
     dtype: str | None = Field(None, description="dtype of the weights; the checkpoint's by default.")
@@ -142,7 +145,8 @@ def _learn(config: RunConfig, folder: Path, resume: bool, quiet: bool) -> None:
     device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
     loaded = load_model(config.base, dtype=config.dtype, device=device, trust_remote_code=config.trust_remote_code)
     limit = context_length(loaded.model)
-    tasks = [LMTask(get_task(name), loaded.tokenizer, loaded.kind, limit) for name in config.tasks]
+    texts = [get_task(name, None if TASKS[name].offline else config.data_dir) for name in config.tasks]
+    tasks = [LMTask(text, loaded.tokenizer, loaded.kind, limit) for text in texts]
     for task in tasks:
         task.dataset("train")
     settings = config.settings()
