@@ -92,7 +92,8 @@ def compare(
         Interrupted: by Ctrl-C; every finished run is kept.
     """
     config = config.model_copy(update={"tasks": config.tasks or _development_tasks()})
-    arguments = (config.base, tuple(config.tasks), config.device, config.dtype)
+    arguments: tuple[Any, ...] = (config.base, tuple(config.tasks), config.device, config.dtype)
+    arguments += (config.data_dir,) if config.data_dir else ()
     bench = factory(*arguments)
     methods = plan_methods(config, bench)
     _check(config, methods)

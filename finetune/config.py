@@ -36,8 +36,18 @@ class DataConfig(Config):
     template: str | None = Field(None, description="The prompt over the data's columns, such as '{text} Sentiment:'.")
     labels: list[str] | None = Field(None, description="The texts that stand for the data's labels, in their order.")
     columns: dict[str, str] = Field(
-        default_factory=dict, description="The data's names for text, prompt, label, candidates, completion."
+        default_factory=dict, description="The data's names for text, prompt, label, candidates, completion, messages."
     )
+    validation_fraction: float = Field(
+        0.1, gt=0, lt=0.5, description="Share of the training rows for a split that a data set lacks."
+    )
+    data_dir: str | None = Field(
+        None, description="Folder with local copies of the published tasks' data sets, in place of the Hub."
+    )
+    per_class: int | None = Field(
+        None, ge=1, description="Examples of each class that a published task trains on, in place of 1,000 in all."
+    )
+    one_token: bool = Field(False, description="Score only the first token of every candidate.")
     max_length: int | None = Field(
         None, ge=1, description="Longest sequence in tokens; the model's context length by default."
     )

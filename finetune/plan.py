@@ -112,6 +112,9 @@ def _problems(
     unused = [name for name in ("template", "labels", "columns") if getattr(config, name) and config.dataset is None]
     if unused and data:
         problems.append((f"{' and '.join(unused)} given without a data set", "Give them with --dataset only."))
+    unused = [name for name in ("data_dir", "per_class") if getattr(config, name) and config.task is None]
+    if unused and data:
+        problems.append((f"{' and '.join(unused)} given without a task", "Give them with a published --task only."))
     return problems
 
 

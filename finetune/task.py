@@ -22,12 +22,18 @@ def language_task(config: DataConfig, loaded: LoadedModel) -> LMTask:
     """
     text_task: Any
     if config.task is not None:
-        text_task = get_task(config.task)
+        text_task = get_task(config.task, config.data_dir, config.per_class, config.seed)
     else:
         text_task = load_dataset_task(
-            str(config.dataset), config.template, config.labels, config.columns or None, seed=config.seed
+            str(config.dataset),
+            config.template,
+            config.labels,
+            config.columns or None,
+            seed=config.seed,
+            validation_fraction=config.validation_fraction,
+            tokenizer=loaded.tokenizer,
         )
-    return LMTask(text_task, loaded.tokenizer, loaded.kind, longest(loaded, config.max_length))
+    return LMTask(text_task, loaded.tokenizer, loaded.kind, longest(loaded, config.max_length), config.one_token)
 
 
 def longest(loaded: LoadedModel, asked: int | None = None) -> int | None:
@@ -49,3 +55,18 @@ def in_context(task: LMTask, shots: int, seed: int) -> LMTask:
         room = getattr(task.text_task, "max_new_tokens", None) or max(map(len, answers)) + 1
     shown = InContext(task.text_task, task.tokenizer, shots, seed, task.max_length, room)
     return LMTask(shown, task.tokenizer, task.model_kind, task.max_length, task.one_token)
+
+
+def shown_examples(config: DataConfig, model: str | None, count: int = 3) -> list[str]:
+    """The first training examples as ``model`` will see them, what is scored marked; no weights are read.
+
+    Empty for a task whose examples come with the package: those a page of the documentation shows.
+
+    Raises:
+        As :func:`language_task`, and :func:`zoft.tasks.preview.outline`.
+    """
+    if model is None or (config.dataset is None and config.data_dir is None):
+        return []
+    from zoft.tasks.preview import outline, rendered
+
+    return rendered(language_task(config, outline(model, config.trust_remote_code)), "train", count)

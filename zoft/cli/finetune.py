@@ -25,6 +25,7 @@ def run(config_file: str | None, dry_run: bool, quiet: bool, debug: bool, resume
     """Resolve the configuration, fine-tune, and show the figures."""
     from finetune.plan import plan
     from finetune.run import finetune
+    from finetune.task import shown_examples
 
     given = flags.given(values, FinetuneConfig)
     names = {key for method in METHODS.values() for key in method.model_fields} - set(FinetuneConfig.model_fields)
@@ -39,6 +40,7 @@ def run(config_file: str | None, dry_run: bool, quiet: bool, debug: bool, resume
         for line in planned.describe():
             click.echo(f"# {line}")
     if dry_run:
+        click.echo("\n".join(shown_examples(planned.config, planned.config.model)), nl=False)
         return
     result = finetune(config, resume=resume, reporters=[] if quiet else None)
     if not console.is_main_process():

@@ -36,6 +36,9 @@ class RunConfig(MetaTrainConfig, TrainableConfig):
         min_length=1,
         description="Tasks to learn on; by default all with the role meta-training.",
     )
+    data_dir: str | None = Field(
+        None, description="Folder with local copies of the published tasks' data sets, in place of the Hub."
+    )
     recipe: str = Field("default", description=f"Settings to begin with: {', '.join(RECIPES)}.")
     allow_held_out: bool = Field(False, description="Accept tasks whose role is held-out; see the error without it.")
     dtype: str | None = Field(None, description="dtype of the weights; the checkpoint's by default.")
@@ -146,7 +149,8 @@ def _learn(config: RunConfig, folder: Path, resume: bool, quiet: bool) -> None:
     loaded = prepare(loaded, config, config.seed)
     context = context_length(loaded.model)
     limit = None if context is None else context - virtual_tokens(loaded.model)
-    tasks = [LMTask(get_task(name), loaded.tokenizer, loaded.kind, limit) for name in config.tasks]
+    texts = [get_task(name, None if TASKS[name].offline else config.data_dir) for name in config.tasks]
+    tasks = [LMTask(text, loaded.tokenizer, loaded.kind, limit) for text in texts]
     for task in tasks:
         task.dataset("train")
     settings = config.settings()
