@@ -145,21 +145,38 @@ def test_every_method_takes_a_step_on_f1(method: str) -> None:
     assert not same_bits(loaded.model, before)
 
 
-def test_f1_falls_as_an_objective_where_steps_help(tmp_path: Path) -> None:
-    """On the embedded base and the offline question task, 1 − F1 on held-out examples falls."""
+class AlwaysBlue(TextTask):
+    """The tiny model says red to all of these at first."""
+
+    name = "always-blue"
+    role = "development"
+    kind = "classification"
+
+    def examples(self, split: str) -> list[Example]:
+        first = {"train": 0, "validation": 40, "test": 80}[split]
+        return [Example(f"no {k} it was", (" red", " blue"), 1) for k in range(first, first + 40)]
+
+
+def test_f1_is_learned_from_its_value_alone(tmp_path: Path) -> None:
+    loaded = tiny_loaded()
     result = finetune(
-        model="zoft-base",
-        task="question-colour",
+        model=loaded,
+        task=LMTask(AlwaysBlue(), loaded.tokenizer, max_length=128),
         optimizer="mezo",
         objective="f1",
-        hyper={"lr": 3e-4},
-        steps=30,
-        batch_size=32,
+        hyper={"lr": 1e-2, "epsilon": 1e-1},
+        steps=40,
+        batch_size=20,
         output_dir=str(tmp_path / "run"),
-        **{**QUIET, "eval_limit": 100},
+        **{**QUIET, "eval_limit": 40},
     )
-    assert result.final["test"]["f1"] > result.zero_shot["test"]["f1"] + 0.02
-    assert result.final["validation"]["f1"] > result.zero_shot["validation"]["f1"] + 0.02
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["train/loss"] for line in lines if "train/loss" in line]
+    assert sum(losses[:3]) / 3 > 0.6
+    assert sum(losses[-3:]) / 3 < 0.2
+    assert result.zero_shot["test"]["f1"] == 0
+    assert result.final["test"]["f1"] > 0.9
+    assert not result.warnings
 
 
 def test_a_function_of_ones_own(tmp_path: Path) -> None:
