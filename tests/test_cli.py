@@ -294,7 +294,7 @@ def test_data_that_cannot_be_used(base: str, capsys: pytest.CaptureFixture[str])
     Path("long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     code, _, err = run(capsys, *common, "--dataset", "long.jsonl")
     assert code == 2
-        assert "long.jsonl, row 6: 402 tokens" in err
+    assert "long.jsonl, row 6: 402 tokens" in err
     code, _, err = run(capsys, *common, "--dataset", "absent.jsonl")
     assert code == 3
     assert "absent.jsonl" in err

@@ -63,7 +63,7 @@ def rendered(task: LMTask, split: str = "train", count: int = 3) -> list[str]:
         lines.extend(f"    {line}" for line in _text(task, one).split("\n"))
         others = [_marked(task, candidate) for at, candidate in enumerate(one.candidates) if at != one.label]
         if others:
-            lines.append(f"    or {' '.join(others)}".replace("\n", "\\n"))
+            lines.append(f"    or {' '.join(others)}")
     return [*lines, ""] if lines else []
 
 
@@ -78,4 +78,5 @@ def _text(task: LMTask, one: Encoded) -> str:
 
 def _marked(task: LMTask, candidate: tuple[int, ...]) -> str:
     opening, closing, between = MARKS
-    return opening + between.join(str(task.tokenizer.decode([token])) for token in candidate) + closing
+    tokens = (str(task.tokenizer.decode([token])).replace("\n", "\\n") for token in candidate)
+    return opening + between.join(tokens) + closing
