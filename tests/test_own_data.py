@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -233,3 +235,12 @@ def test_flags_of_tasks_and_of_data_are_not_mixed(base: str, capsys: pytest.Capt
     code, _, err = run(capsys, *common, "--task", "sst2", "--data-dir", "nowhere")
     assert code == 3
     assert "there is no train.parquet or train.jsonl in nowhere/sst2 and nowhere" in err
+
+
+def test_the_pages_example_shows_what_the_page_says(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
+    rows, command = re.search(r"cat > reviews.jsonl <<'END'\n(.*?)END\n(zoft .*?)\n", page, re.DOTALL).groups()
+    Path("reviews.jsonl").write_text(rows, encoding="utf-8")
+    code, out, err = run(capsys, *shlex.split(command)[1:])
+    assert (code, err) == (0, "")
+    assert re.search(r"```text\n(# example.*?)```", page, re.DOTALL)[1] in out

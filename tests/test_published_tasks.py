@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import inspect
 import json
 import re
 from collections import Counter
@@ -24,6 +26,8 @@ from zoft.tasks.fitting import fitted
 from zoft.tasks.lm import LMTask
 from zoft.tasks.published import PUBLISHED_TASKS, PublishedTask, tables
 from zoft.tasks.published.family import SIZES
+
+ROOT = Path(__file__).parents[1]
 
 each_task = pytest.mark.parametrize("task", PUBLISHED_TASKS, ids=[task.name for task in PUBLISHED_TASKS])
 
@@ -451,3 +455,20 @@ def test_fixture_rows_survive_both_file_kinds(tmp_path: Path) -> None:
     lines = (tmp_path / "jsonl" / "squad" / "train.jsonl").read_text().splitlines()
     assert set(json.loads(lines[0])) == {"id", "title", "context", "question", "answers"}
     assert tables.SUFFIXES == (".parquet", ".jsonl")
+
+
+def test_the_page_is_current(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "published-tasks.md").read_text(encoding="utf-8")
+    path = ROOT / "benchmarks" / "published_table.py"
+    spec = importlib.util.spec_from_file_location("published_table", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert page == module.page(tmp_path), "run python benchmarks/published_table.py"
+    assert all(f"**{task.name}**" in page for task in PUBLISHED_TASKS)
+
+
+def test_a_task_is_a_class_of_sixty_lines_at_most() -> None:
+    for task in PUBLISHED_TASKS:
+        assert len(inspect.getsource(task).splitlines()) <= 60
