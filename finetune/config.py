@@ -8,12 +8,14 @@ from typing import Annotated, Any, Literal, TypeVar
 import torch
 from pydantic import Field, TypeAdapter, ValidationError, ValidationInfo, field_validator
 
+from finetune.first_order import METHODS
+from zoft.adapters import TrainableConfig
 from zoft.config import Config, nearest, unknown
 from zoft.errors import UsageError
 from zoft.models import DTYPES, resolve_model
 from zoft.noise import NOISES
-from zoft.optimizers import OPTIMIZERS
 from zoft.tasks import get_task
+from zoft.tasks.objectives import LOSS, OBJECTIVES
 
 #: The method that a tuner brings along.
 LEARNED = "zo-finetuner"
@@ -83,16 +85,20 @@ class DataConfig(Config):
         return value
 
 
-class FinetuneConfig(DataConfig):
+class FinetuneConfig(DataConfig, TrainableConfig):
     """Configuration of ``zoft finetune``. The model is the tuner's base by default."""
 
     tuner: str | None = Field(None, description="Folder of a tuner; its sigma scale the method's directions.")
     optimizer: str | None = Field(
-        None, description=f"Method, by its name; with a tuner {LEARNED} by default, otherwise it must be given."
+        None,
+        description=f"Method, or a first-order baseline (adamw, sgd); by default {LEARNED}, if there is a tuner.",
     )
     hyper: dict[str, Any] = Field(
         default_factory=dict,
         description="Hyper-parameters of the method; lr and epsilon are the tuner's recommended ones by default.",
+    )
+    objective: str = Field(
+        LOSS, description=f"What is minimised: {LOSS}, or 1 minus a metric: {', '.join(OBJECTIVES[1:])}."
     )
     steps: int = Field(1000, ge=1, description="Steps of the method.")
     batch_size: int | None = Field(
@@ -124,8 +130,15 @@ class FinetuneConfig(DataConfig):
     @field_validator("optimizer")
     @classmethod
     def _known_optimizer(cls, value: str | None) -> str | None:
-        if value is not None and value not in OPTIMIZERS:
-            raise ValueError(unknown("optimizer", value, OPTIMIZERS))
+        if value is not None and value not in METHODS:
+            raise ValueError(unknown("optimizer", value, METHODS))
+        return value
+
+    @field_validator("objective")
+    @classmethod
+    def _known_objective(cls, value: str) -> str:
+        if value not in OBJECTIVES:
+            raise ValueError(unknown("objective", value, OBJECTIVES))
         return value
 
     @field_validator("hyper")
@@ -151,11 +164,11 @@ def checked_hyper(name: str, hyper: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UsageError: an unknown one, with the nearest, or a value out of range.
     """
-    known = [key for key in OPTIMIZERS[name].model_fields if key != "tuner"]
+    known = [key for key in METHODS[name].model_fields if key != "tuner"]
     problems = []
     for key in hyper:
         if key not in known:
-            others = [other for other, method in OPTIMIZERS.items() if key in method.model_fields and key != "tuner"]
+            others = [other for other, method in METHODS.items() if key in method.model_fields and key != "tuner"]
             where = f"it is one of {', '.join(others)}" if others else f"known: {', '.join(known)}"
             close = nearest(key, known)
             hint = f"did you mean {' or '.join(close)}?" if close and not others else where
@@ -165,10 +178,11 @@ def checked_hyper(name: str, hyper: dict[str, Any]) -> dict[str, Any]:
     checked: dict[str, Any] = {}
     wrong = []
     for key, value in hyper.items():
-        field = OPTIMIZERS[name].model_fields[key]
+        field = METHODS[name].model_fields[key]
         try:
             adapter: TypeAdapter[Any] = TypeAdapter(Annotated[field.annotation, *field.metadata])  # type: ignore[arg-type]
-            checked[key] = adapter.validate_python(value)
+            empty = isinstance(value, str) and value.lower() == "none" and not field.is_required()
+            checked[key] = adapter.validate_python(None if empty else value)
         except ValidationError as error:
             message = error.errors()[0]["msg"]
             wrong.append(f"{key}: {message[:1].lower()}{message[1:]} (given: {value!r})")

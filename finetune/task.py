@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from finetune.config import DataConfig
+from zoft.adapters import virtual_tokens
 from zoft.models import LoadedModel, context_length
 from zoft.tasks import get_task
 from zoft.tasks.dataset import load_dataset_task
+from zoft.tasks.in_context import InContext
 from zoft.tasks.lm import LMTask
 
 
@@ -31,8 +33,28 @@ def language_task(config: DataConfig, loaded: LoadedModel) -> LMTask:
             validation_fraction=config.validation_fraction,
             tokenizer=loaded.tokenizer,
         )
-    limits = [limit for limit in (config.max_length, context_length(loaded.model)) if limit is not None]
-    return LMTask(text_task, loaded.tokenizer, loaded.kind, min(limits, default=None), config.one_token)
+    return LMTask(text_task, loaded.tokenizer, loaded.kind, longest(loaded, config.max_length), config.one_token)
+
+
+def longest(loaded: LoadedModel, asked: int | None = None) -> int | None:
+    """Tokens that an example may have: within ``asked`` and the model's context, a learned prefix aside."""
+    context = context_length(loaded.model)
+    limits = [asked, None if context is None else context - virtual_tokens(loaded.model)]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def in_context(task: LMTask, shots: int, seed: int) -> LMTask:
+    """``task`` with demonstrations from its train split in front of every prompt; see ``InContext``.
+
+    Raises:
+        UsageError: more demonstrations than the train split has examples.
+    """
+    room = 0
+    if task.text_task.kind == "completion":
+        answers = (candidate for example in task.dataset("train") for candidate in example.candidates)
+        room = getattr(task.text_task, "max_new_tokens", None) or max(map(len, answers)) + 1
+    shown = InContext(task.text_task, task.tokenizer, shots, seed, task.max_length, room)
+    return LMTask(shown, task.tokenizer, task.model_kind, task.max_length, task.one_token)
 
 
 def shown_examples(config: DataConfig, model: str | None, count: int = 3) -> list[str]:

@@ -166,12 +166,13 @@ def test_files_with_configurations_say_their_command_and_it_runs_dry(
         words = shlex.split(first.removeprefix("# "))
         if words[:2] not in (["zoft", "finetune"], ["zoft", "meta-train"]):
             continue
-        words = [str(ROOT / word) if word.startswith("finetune/configs/") else word for word in words]
-        words = [{"BASE": "zoft-base", "TASK,...": LEARNED, "FOLDER": "out"}.get(word, word) for word in words]
+        words = [str(ROOT / word) if "/configs/" in word else word for word in words]
+        stand_ins = {"BASE": "zoft-base", "TASK,...": LEARNED, "FOLDER": "out", "TUNER": "my-tuner"}
+        words = [stand_ins.get(word, word) for word in words]
         code, _, err = run(capsys, *words[1:], "--dry-run")
         assert (code, err) == (0, ""), file
         tried += 1
-    assert tried == 4
+    assert tried == 26
 
 
 def test_fine_tuning_resuming_and_evaluating(base: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,8 @@ from zoft.cli import flags
 EXAMPLES = """
 zoft evaluate --model zoft-base --task review-contrast
 zoft evaluate --model runs/mine/final --task review-contrast --splits test --limit none
+zoft evaluate --model zoft-base --task review-contrast --shots 8
+zoft evaluate --model zoft-base --task review-contrast --linear-probe
 zoft evaluate --model opt-1.3b --task boolq --data-dir data
 zoft evaluate --model gpt2 --dataset reviews.jsonl --template "{text} Sentiment:" --json
 """
@@ -46,5 +48,5 @@ command = flags.verb(
         *flags.common_options(),
     ],
     EXAMPLES,
-    "Evaluate a model on a task or on your own data, zero-shot: the mean loss and the metric.",
+    "Evaluate a model on a task or on your own data: zero-shot, with demonstrations, or by a linear probe.",
 )

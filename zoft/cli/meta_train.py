@@ -12,6 +12,7 @@ import click
 from pydantic import Field, field_validator
 
 from meta_train import RECIPES, MetaTrainConfig, recipe
+from zoft.adapters import TrainableConfig
 from zoft.cli import console, flags
 from zoft.config import read_yaml, unknown
 from zoft.errors import Interrupted, UsageError
@@ -26,7 +27,7 @@ zoft meta-train --config recipe.yaml --output-dir my-tuner --resume
 """
 
 
-class RunConfig(MetaTrainConfig):
+class RunConfig(MetaTrainConfig, TrainableConfig):
     """Configuration of ``zoft meta-train``: what is learned on, and :class:`meta_train.MetaTrainConfig`."""
 
     base: str = Field(EMBEDDED, description="Base model: a local folder, user/repo on the Hub, or a short name.")
@@ -136,6 +137,7 @@ def _learn(config: RunConfig, folder: Path, resume: bool, quiet: bool) -> None:
     import torch
 
     from meta_train import meta_train, progress
+    from zoft.adapters import prepare, virtual_tokens
     from zoft.models import context_length, load_model
     from zoft.tasks import get_task
     from zoft.tasks.lm import LMTask
@@ -144,7 +146,9 @@ def _learn(config: RunConfig, folder: Path, resume: bool, quiet: bool) -> None:
         torch.set_num_threads(config.threads)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
     loaded = load_model(config.base, dtype=config.dtype, device=device, trust_remote_code=config.trust_remote_code)
-    limit = context_length(loaded.model)
+    loaded = prepare(loaded, config, config.seed)
+    context = context_length(loaded.model)
+    limit = None if context is None else context - virtual_tokens(loaded.model)
     texts = [get_task(name, None if TASKS[name].offline else config.data_dir) for name in config.tasks]
     tasks = [LMTask(text, loaded.tokenizer, loaded.kind, limit) for text in texts]
     for task in tasks:

@@ -26,7 +26,7 @@ from zoft.tasks.encoding import (
     first_tokens,
 )
 from zoft.tasks.fitting import fitted
-from zoft.tasks.metrics import get_metric, measure
+from zoft.tasks.metrics import Metric, get_metric, measure
 from zoft.tasks.scoring import check_context, greedy, on_device, summed_scores, token_log_likelihoods
 
 MODEL_KINDS = ("causal", "masked")
@@ -97,6 +97,8 @@ class LMTask:
         # Padding is masked out, so any valid id will do where the tokenizer defines none.
         self._pad_id = int(pad if pad is not None else tokenizer.eos_token_id or 0)
         self._datasets: dict[str, list[Encoded]] = {}
+        #: Metrics that an evaluation gives besides the task's own, by their names.
+        self.further_metrics: dict[str, Metric] = {}
 
     @property
     def name(self) -> str:
@@ -246,7 +248,8 @@ class LMTask:
         references = [example.accepted for example in examples]
         groups = [example.group for example in examples]
         names = (self.text_task.metric, *getattr(self.text_task, "more_metrics", ()))
-        return {name: measure(get_metric(name), texts, references, groups) for name in names}
+        metrics = {**{name: get_metric(name) for name in names}, **self.further_metrics}
+        return {name: measure(metric, texts, references, groups) for name, metric in metrics.items()}
 
     def _losses(self, log_likelihoods: Tensor, present: Tensor, labels: Tensor) -> Tensor:
         """Loss of each example, float32 [B]."""

@@ -96,6 +96,17 @@ def greedy(
     return [list(takewhile(lambda token: token not in stops, row)) for row in tokens]
 
 
+def last_hidden(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    """The last layer's hidden states [R, D] at each row's last token, or at its mask token for a masked model."""
+    names = ("input_ids", "attention_mask", "position_ids")
+    fed: dict[str, Any] = {name: batch[name] for name in names if name in batch}
+    fed["output_hidden_states"] = True
+    hidden: Tensor = _call(model, fed, use_cache=False, logits_to_keep=1).hidden_states[-1]
+    if "mask_at" not in batch:
+        return hidden[:, -1]
+    return hidden[torch.arange(len(hidden), device=hidden.device), batch["mask_at"]]
+
+
 def on_device(batch: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """``batch`` on the device of the model's first parameter."""
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
@@ -184,7 +195,8 @@ def _masked_logits(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     """Logits [R, 1, vocabulary] at the mask tokens; the output head sees only those where it can be found."""
     fed = {name: batch[name] for name in ("input_ids", "attention_mask")}
     at = (torch.arange(len(batch["mask_at"]), device=batch["mask_at"].device), batch["mask_at"])
-    found: list[Any] = [getattr(module, "lm_head", None) for module in model.modules()]
+    # RoBERTa calls its head lm_head, BERT cls.
+    found: list[Any] = [getattr(module, name, None) for module in model.modules() for name in ("lm_head", "cls")]
     heads = [head for head in found if isinstance(head, nn.Module)]
     # Masked models take no logits_to_keep, and the head over all positions costs a RoBERTa a sixth of a forward.
     hooks = [head.register_forward_pre_hook(lambda _, hidden: (hidden[0][at][:, None],)) for head in heads[:1]]
