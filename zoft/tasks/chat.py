@@ -48,7 +48,7 @@ def chat_example(value: Any, tokenizer: Any, where: str) -> Example:
         reason = " ".join(str(error).split())[:200]
         raise UsageError(f"{where}: the chat template refuses the messages: {reason}", "Correct the row.") from error
     answer = messages[-1]["content"].strip()
-    if not whole.startswith(prompt):
+    if not whole.startswith(prompt) or answer not in whole[len(prompt) :]:
         # The template marks the turn that is to be generated differently; the answer itself is still found.
         prompt, found, _ = whole.rpartition(answer)
         if not found:

@@ -35,7 +35,8 @@ def with_passage(example: Example, passage: str) -> Example:
     prompt = example.prompt[: end - len(example.passage)] + passage + example.prompt[end:]
     cloze = example.cloze
     if cloze is not None and example.passage in cloze.before:
-        cloze = replace(cloze, before=cloze.before.replace(example.passage, passage, 1))
+        before, _, after = cloze.before.rpartition(example.passage)  # demonstrations may hold the same passage
+        cloze = replace(cloze, before=before + passage + after)
     elif cloze is not None:
         cloze = replace(cloze, after=cloze.after.replace(example.passage, passage, 1))
     return replace(example, prompt=prompt, passage=passage, cloze=cloze)

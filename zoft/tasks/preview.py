@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from zoft.adapters import adapter_in
 from zoft.errors import ArtifactError
 from zoft.models import LoadedModel, resolve_model
 from zoft.tasks.encoding import Encoded
@@ -18,6 +19,8 @@ MARKS = ("⟦", "⟧", "|")
 
 def outline(name: str, trust_remote_code: bool = False) -> LoadedModel:
     """The tokenizer of a model, and the model without its weights (on the meta device), for its shape.
+
+    An adapter's folder gives the outline of its base.
 
     Raises:
         UsageError: a wrong name.
@@ -31,6 +34,8 @@ def outline(name: str, trust_remote_code: bool = False) -> LoadedModel:
         options["revision"] = resolved.revision or "main"
     elif not Path(resolved.path_or_repo).is_dir():
         raise ArtifactError(f"there is no folder {resolved.path_or_repo}", "Give the folder of a model.")
+    elif (adapter := adapter_in(Path(resolved.path_or_repo))) is not None:
+        return outline(adapter.base, trust_remote_code)
     try:
         config = transformers.AutoConfig.from_pretrained(resolved.path_or_repo, **options)
         tokenizer = transformers.AutoTokenizer.from_pretrained(resolved.path_or_repo, **options)
@@ -63,7 +68,7 @@ def rendered(task: LMTask, split: str = "train", count: int = 3) -> list[str]:
         lines.extend(f"    {line}" for line in _text(task, one).split("\n"))
         others = [_marked(task, candidate) for at, candidate in enumerate(one.candidates) if at != one.label]
         if others:
-            lines.append(f"    or {' '.join(others)}".replace("\n", "\\n"))
+            lines.append(f"    or {' '.join(others)}")
     return [*lines, ""] if lines else []
 
 
@@ -78,4 +83,5 @@ def _text(task: LMTask, one: Encoded) -> str:
 
 def _marked(task: LMTask, candidate: tuple[int, ...]) -> str:
     opening, closing, between = MARKS
-    return opening + between.join(str(task.tokenizer.decode([token])) for token in candidate) + closing
+    tokens = (str(task.tokenizer.decode([token])).replace("\n", "\\n") for token in candidate)
+    return opening + between.join(tokens) + closing

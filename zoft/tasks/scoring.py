@@ -186,7 +186,7 @@ def reuses_keys(model: nn.Module) -> bool:
     trained with gradient checkpointing, which gives none.
     """
     adapter = getattr(model, "active_peft_config", None)
-    checkpointing = model.training and getattr(model, "is_gradient_checkpointing", False)
+    checkpointing = model.training and any(getattr(one, "gradient_checkpointing", False) for one in model.modules())
     prompted = bool(getattr(adapter, "is_prompt_learning", False))
     return {"past_key_values", "use_cache"} <= _accepted(model) and not prompted and not checkpointing
 

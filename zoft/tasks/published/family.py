@@ -35,6 +35,9 @@ FEW = 100
 class PublishedTask(TextTask):
     """A task of the literature over a data set of the Hub, or a local copy of it.
 
+    Candidates are compared by the mean log-likelihood of their tokens (MeZO, appendix E.4), which for
+    label words of one token is their log-likelihood.
+
     Attributes:
         hub: where the data set is.
         columns: the columns that the task reads.
@@ -54,6 +57,7 @@ class PublishedTask(TextTask):
         UsageError: ``per_class`` for a task without classes.
     """
 
+    length_normalized: ClassVar[bool] = True
     hub: ClassVar[Hub]
     columns: ClassVar[tuple[str, ...]]
     gold: ClassVar[str] = "label"

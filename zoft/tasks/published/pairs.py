@@ -15,8 +15,9 @@ SUPERGLUE = ("aps/super_glue", "3de24cf8022e94f4ee4b9d55a6f539891524d646")
 class Entailment(PublishedTask):
     """What the tasks of textual entailment share: two texts, and a class for each of ``words``.
 
-    Prompts: MeZO, table 14 (RTE, CB), and table 13 for masked models. Note: the paper has no prompt of
-    SNLI and MNLI for causal models; CB's is used, whose three classes are the same.
+    Prompts: MeZO, table 14 (RTE, CB), and table 13 for masked models. Note: the table has a question mark
+    more after CB's hypothesis, which the paper's repository has not. The paper has no prompt of SNLI and
+    MNLI for causal models; CB's is used, whose three classes are the same.
     """
 
     kind: ClassVar[str] = "classification"

@@ -64,8 +64,8 @@ class MultiRC(PublishedTask):
 class ReCoRD(PublishedTask):
     """Which entity of the passage stands in the query's gap? (Zhang et al., 2018; SuperGLUE's ReCoRD.)
 
-    Prompt and scoring: MeZO, table 14, and its repository: the whole query with each entity in its gap is
-    scored by the mean log-likelihood of its tokens, and training is by teacher forcing on the first right one.
+    Prompt: MeZO, table 14, laid out as in its repository: the whole query is scored with each entity in its
+    gap. Training is by teacher forcing on the first right one (appendix E.4).
     """
 
     name: ClassVar[str] = "record"
@@ -73,7 +73,6 @@ class ReCoRD(PublishedTask):
     kind: ClassVar[str] = "choice"
     metric: ClassVar[str] = "f1"
     more_metrics: ClassVar[tuple[str, ...]] = ("accuracy",)
-    length_normalized: ClassVar[bool] = True
     teacher_forcing: ClassVar[bool] = True
     hub: ClassVar[Hub] = Hub(*SUPERGLUE, "record")
     columns: ClassVar[tuple[str, ...]] = ("passage", "query", "entities", "answers")

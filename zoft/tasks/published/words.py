@@ -58,14 +58,12 @@ class Wic(PublishedTask):
 class Copa(PublishedTask):
     """Which of two alternatives is the cause or the effect of a premise? (Roemmele et al., 2011.)
 
-    Prompt and scoring: MeZO, table 14, and its repository: the mean log-likelihood of an alternative's
-    tokens decides, and training is by teacher forcing on the right one.
+    Prompt: MeZO, table 14. Training is by teacher forcing on the right alternative (appendix E.4).
     """
 
     name: ClassVar[str] = "copa"
     role: ClassVar[str] = "meta-training"
     kind: ClassVar[str] = "choice"
-    length_normalized: ClassVar[bool] = True
     teacher_forcing: ClassVar[bool] = True
     hub: ClassVar[Hub] = Hub(*SUPERGLUE, "copa")
     columns: ClassVar[tuple[str, ...]] = ("premise", "choice1", "choice2", "question", "label")
