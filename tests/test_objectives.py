@@ -172,8 +172,7 @@ def test_f1_is_learned_from_its_value_alone(tmp_path: Path) -> None:
     )
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     losses = [line["train/loss"] for line in lines if "train/loss" in line]
-    assert sum(losses[:3]) / 3 > 0.6
-    assert sum(losses[-3:]) / 3 < 0.2
+    assert sum(losses[-3:]) < sum(losses[:3]) - 0.5
     assert result.zero_shot["test"]["f1"] == 0
     assert result.final["test"]["f1"] > 0.9
     assert not result.warnings
