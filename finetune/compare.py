@@ -94,7 +94,8 @@ def compare(
     """
     tasks, optimizers = config.tasks or tasks_with_role("development"), with_all(config.optimizers)
     config = pinned(config.model_copy(update={"tasks": tasks, "optimizers": optimizers}))
-    arguments = (config.base, tuple(config.tasks), config.device, config.dtype)
+    arguments: tuple[Any, ...] = (config.base, tuple(config.tasks), config.device, config.dtype)
+    arguments += (config.data_dir,) if config.data_dir else ()
     bench = factory(*arguments)
     methods = plan_methods(config, bench)
     _check(config, methods)

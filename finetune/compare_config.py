@@ -117,6 +117,9 @@ class CompareConfig(Config):
     threads: int = Field(1, ge=1, description="Threads of every process.")
     device: str = Field("cpu", description="Device.")
     dtype: str | None = Field(None, description="dtype of the weights; by default the checkpoint's.")
+    data_dir: str | None = Field(
+        None, description="Folder with local copies of the published tasks' data sets, in place of the Hub."
+    )
     keep_bytes: int = Field(1 << 26, ge=0, description="Bytes in which a step's noise is kept for its next use.")
     tensorboard: bool = Field(True, description="Write TensorBoard logs of the reported runs.")
     output_dir: str = Field("runs/compare", description="Folder of the results; a rerun goes on from what is there.")

@@ -273,19 +273,22 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else math.nan
 
 
-#: Makes a bench from the base's name, the tasks' names, the device and the dtype. Importable.
-BenchFactory = Callable[[str, Sequence[str], str, str | None], Bench]
+#: Makes a bench from the base's name, the tasks' names, the device, the dtype, and the folder of local data
+#: where one is given. Importable.
+BenchFactory = Callable[..., Bench]
 
 
-def language_model_bench(base: str, tasks: Sequence[str], device: str = "cpu", dtype: str | None = None) -> Bench:
-    """A language model and registered tasks."""
+def language_model_bench(
+    base: str, tasks: Sequence[str], device: str = "cpu", dtype: str | None = None, data_dir: str | None = None
+) -> Bench:
+    """A language model and registered tasks, the published ones from ``data_dir`` where it is given."""
     from zoft.models import context_length, load_model
-    from zoft.tasks import get_task
+    from zoft.tasks import TASKS, get_task
     from zoft.tasks.base import SPLITS
     from zoft.tasks.lm import LMTask
 
     loaded = load_model(base, device=device, dtype=dtype)
-    texts = {name: get_task(name) for name in tasks}
+    texts = {name: get_task(name, data_dir if not TASKS[name].offline else None) for name in tasks}
     limit = context_length(loaded.model)
     chance, data = {}, {}
     for name, text in texts.items():

@@ -8,13 +8,15 @@ from typing import Annotated, Any, Literal, TypeVar
 import torch
 from pydantic import Field, TypeAdapter, ValidationError, ValidationInfo, field_validator
 
+from finetune.first_order import METHODS, unknown_method
+from zoft.adapters import TrainableConfig
 from zoft.config import Config, nearest, unknown
 from zoft.errors import UsageError
 from zoft.models import DTYPES
 from zoft.names import resolve_model
 from zoft.noise import NOISES
-from zoft.optimizers import OPTIMIZERS
 from zoft.tasks import get_task
+from zoft.tasks.objectives import LOSS, OBJECTIVES
 from zoft.tuner.index import resolve_tuner
 
 #: The method that a tuner brings along.
@@ -36,8 +38,18 @@ class DataConfig(Config):
     template: str | None = Field(None, description="The prompt over the data's columns, such as '{text} Sentiment:'.")
     labels: list[str] | None = Field(None, description="The texts that stand for the data's labels, in their order.")
     columns: dict[str, str] = Field(
-        default_factory=dict, description="The data's names for text, prompt, label, candidates, completion."
+        default_factory=dict, description="The data's names for text, prompt, label, candidates, completion, messages."
     )
+    validation_fraction: float = Field(
+        0.1, gt=0, lt=0.5, description="Share of the training rows for a split that a data set lacks."
+    )
+    data_dir: str | None = Field(
+        None, description="Folder with local copies of the published tasks' data sets, in place of the Hub."
+    )
+    per_class: int | None = Field(
+        None, ge=1, description="Examples of each class that a published task trains on, in place of 1,000 in all."
+    )
+    one_token: bool = Field(False, description="Score only the first token of every candidate.")
     max_length: int | None = Field(
         None, ge=1, description="Longest sequence in tokens; the model's context length by default."
     )
@@ -75,7 +87,7 @@ class DataConfig(Config):
         return value
 
 
-class FinetuneConfig(DataConfig):
+class FinetuneConfig(DataConfig, TrainableConfig):
     """Configuration of ``zoft finetune``. The model is the tuner's base by default."""
 
     tuner: str | None = Field(
@@ -84,11 +96,15 @@ class FinetuneConfig(DataConfig):
         "sigma scale the method's directions.",
     )
     optimizer: str | None = Field(
-        None, description=f"Method, by its name; with a tuner {LEARNED} by default, otherwise it must be given."
+        None,
+        description=f"Method, or a first-order baseline (adamw, sgd); by default {LEARNED}, if there is a tuner.",
     )
     hyper: dict[str, Any] = Field(
         default_factory=dict,
         description="Hyper-parameters of the method; lr and epsilon are the tuner's recommended ones by default.",
+    )
+    objective: str = Field(
+        LOSS, description=f"What is minimised: {LOSS}, or 1 minus a metric: {', '.join(OBJECTIVES[1:])}."
     )
     steps: int = Field(1000, ge=1, description="Steps of the method.")
     batch_size: int | None = Field(
@@ -127,8 +143,15 @@ class FinetuneConfig(DataConfig):
     @field_validator("optimizer")
     @classmethod
     def _known_optimizer(cls, value: str | None) -> str | None:
-        if value is not None and value not in OPTIMIZERS:
-            raise ValueError(OPTIMIZERS.problem(value))
+        if value is not None and value not in METHODS:
+            raise ValueError(unknown_method(value))
+        return value
+
+    @field_validator("objective")
+    @classmethod
+    def _known_objective(cls, value: str) -> str:
+        if value not in OBJECTIVES:
+            raise ValueError(unknown("objective", value, OBJECTIVES))
         return value
 
     @field_validator("hyper")
@@ -154,11 +177,11 @@ def checked_hyper(name: str, hyper: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UsageError: an unknown one, with the nearest, or a value out of range.
     """
-    known = [key for key in OPTIMIZERS[name].model_fields if key != "tuner"]
+    known = [key for key in METHODS[name].model_fields if key != "tuner"]
     problems = []
     for key in hyper:
         if key not in known:
-            others = [other for other, method in OPTIMIZERS.items() if key in method.model_fields and key != "tuner"]
+            others = [other for other, method in METHODS.items() if key in method.model_fields and key != "tuner"]
             where = f"it is one of {', '.join(others)}" if others else f"known: {', '.join(known)}"
             close = nearest(key, known)
             hint = f"did you mean {' or '.join(close)}?" if close and not others else where
@@ -168,10 +191,11 @@ def checked_hyper(name: str, hyper: dict[str, Any]) -> dict[str, Any]:
     checked: dict[str, Any] = {}
     wrong = []
     for key, value in hyper.items():
-        field = OPTIMIZERS[name].model_fields[key]
+        field = METHODS[name].model_fields[key]
         try:
             adapter: TypeAdapter[Any] = TypeAdapter(Annotated[field.annotation, field])  # type: ignore[arg-type]
-            checked[key] = adapter.validate_python(value)
+            empty = isinstance(value, str) and value.lower() == "none" and not field.is_required()
+            checked[key] = adapter.validate_python(None if empty else value)
         except ValidationError as error:
             message = error.errors()[0]["msg"]
             wrong.append(f"{key}: {message[:1].lower()}{message[1:]} (given: {value!r})")

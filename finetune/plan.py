@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from finetune.config import LEARNED, FinetuneConfig
+from finetune.first_order import FIRST_ORDER, METHODS
 from zoft.errors import UsageError
 from zoft.models import LoadedModel
 from zoft.names import EMBEDDED, HUB_NAME
 from zoft.noise import GaussianTable
-from zoft.optimizers import OPTIMIZERS, get_optimizer
+from zoft.optimizers import get_optimizer
 from zoft.tasks.base import Task
+from zoft.tasks.metrics import Metric
+from zoft.tasks.objectives import LOSS, objective_name
 from zoft.tuner import Tuner
 
 #: Examples a step where neither the user nor a tuner says.
@@ -28,11 +31,13 @@ class Plan:
         config: no value in it is left to a default that depends on something else, output_dir included.
         tuner: the tuner, or None.
         sources: where lr, epsilon and batch size came from, in words.
+        objective: a metric of one's own, which the configuration cannot hold.
     """
 
     config: FinetuneConfig
     tuner: Tuner | None
     sources: dict[str, str]
+    objective: Metric | None = None
 
     def describe(self) -> list[str]:
         """One line for each value that came from elsewhere than the user."""
@@ -46,6 +51,7 @@ def plan(
     model: LoadedModel | None = None,
     task: Task | None = None,
     tuner: Tuner | None = None,
+    objective: Metric | None = None,
 ) -> Plan:
     """Resolve what a configuration leaves open; objects in memory take the place of names in it.
 
@@ -56,19 +62,22 @@ def plan(
     if tuner is None and config.tuner is not None:
         tuner = Tuner.from_pretrained(config.tuner)
     problems = _problems(config, model, task, tuner)
+    if config.optimizer in FIRST_ORDER and (objective is not None or config.objective != LOSS):
+        name = config.objective if objective is None else objective_name(objective)
+        problems.append((f"{config.optimizer} needs a gradient, and {name} has none", "Use a zeroth-order method."))
     if problems:
         raise UsageError("; ".join(cause for cause, _ in problems), " ".join(remedy for _, remedy in problems))
     name = config.optimizer or LEARNED
     sources: dict[str, str] = {}
     hyper = dict(config.hyper)
-    method = OPTIMIZERS[name]
-    for key in ("lr", "epsilon"):
+    kind = METHODS[name]
+    for key in ("lr",) if name in FIRST_ORDER else ("lr", "epsilon"):
         # A tuner's learning rate is for steps of −η·c·z: under another update rule it would be of another length.
-        source = None if key == "lr" and "update" in method.parts else tuner
-        hyper[key], sources[key] = _setting(key, hyper.get(key), source, method.model_fields[key].default)
+        source = None if key == "lr" and "update" in getattr(kind, "parts", ()) else tuner
+        hyper[key], sources[key] = _setting(key, hyper.get(key), source, kind.model_fields[key].default)
     if any(key.endswith("_schedule") for key in hyper):
         hyper.setdefault("schedule_steps", config.steps)
-    if name != LEARNED:
+    if name != LEARNED and name not in FIRST_ORDER:
         get_optimizer(name, **hyper)  # what does not go together is said before any model is loaded
     batch_size, sources["batch_size"] = _setting("batch_size", config.batch_size, tuner, _BATCH_SIZE)
     base = model.name if model is not None else config.model
@@ -87,7 +96,7 @@ def plan(
         "device": config.target,
         "output_dir": config.output_dir or _default_folder(config, name, base, task),
     }
-    return Plan(config.model_copy(update=resolved), tuner, sources)
+    return Plan(config.model_copy(update=resolved), tuner, sources, objective)
 
 
 def _problems(
@@ -96,10 +105,12 @@ def _problems(
     """What is missing or given twice: cause and remedy."""
     problems = []
     if config.optimizer is None and tuner is None:
-        others = ", ".join(name for name in OPTIMIZERS if name != LEARNED)
+        others = ", ".join(name for name in METHODS if name != LEARNED)
         problems.append(("no method is given", f"Give --tuner NAME, or --optimizer with one of {others}."))
     if config.optimizer == LEARNED and tuner is None:
         problems.append((f"the method {LEARNED} needs a tuner", "Give one with --tuner."))
+    if config.optimizer in FIRST_ORDER and tuner is not None:
+        problems.append((f"a tuner for {config.optimizer}, which perturbs nothing", "Give one of the two."))
     if model is None and config.model is None and (tuner is None or not _base_of(tuner)):
         problems.append(("no model is given", "Give one with --model."))
     data = [given for given in (task, config.task, config.dataset) if given is not None]
@@ -110,6 +121,9 @@ def _problems(
     unused = [name for name in ("template", "labels", "columns") if getattr(config, name) and config.dataset is None]
     if unused and data:
         problems.append((f"{' and '.join(unused)} given without a data set", "Give them with --dataset only."))
+    unused = [name for name in ("data_dir", "per_class") if getattr(config, name) and config.task is None]
+    if unused and data:
+        problems.append((f"{' and '.join(unused)} given without a task", "Give them with a published --task only."))
     return problems
 
 

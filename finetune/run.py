@@ -20,15 +20,19 @@ from finetune.config import FinetuneConfig
 from finetune.plan import Plan, plan
 from finetune.state import generator_states, set_generator_states
 from finetune.task import language_task
-from finetune.trainer import TaskTrainer, training_arguments
+from finetune.task_trainer import TaskTraining
+from finetune.trainers import build_method, build_trainer, share
+from zoft.adapters import prepare
+from zoft.blocks import Blocks
 from zoft.config import read_yaml
-from zoft.errors import DivergedError, Interrupted, UsageError
+from zoft.errors import DivergedError, Interrupted
 from zoft.models import LoadedModel, load_model, save_model
-from zoft.optimizers import ZOOptimizer, get_optimizer
 from zoft.runs import folder as runs
-from zoft.runs.reporters import ConsoleReporter, JsonlReporter, Reporter, TensorBoardReporter
+from zoft.runs.reporters import Reporter
 from zoft.tasks.base import Task
 from zoft.tasks.lm import LMTask
+from zoft.tasks.metrics import Metric
+from zoft.tasks.objectives import LOSS, MetricTask, objective_name, with_objective
 from zoft.tuner import Tuner
 
 #: Splits that zero-shot and final figures are given for.
@@ -51,6 +55,7 @@ class FinetuneResult:
         sources: where lr, epsilon and batch size came from.
         seeds: of the directions, and of the order of the data.
         examples: examples that a figure is a mean over, for each split; None where the task does not tell.
+        parameters: entries of all trained tensors.
         seconds: wall time of the training with its evaluations, of this part of it if it was resumed.
         warnings: what the user should know, one sentence each.
         model: the fine-tuned model, in memory.
@@ -67,6 +72,7 @@ class FinetuneResult:
     sources: dict[str, str]
     seeds: dict[str, int]
     examples: dict[str, int | None]
+    parameters: int
     seconds: float
     warnings: list[str] = field(default_factory=list)
     model: LoadedModel | None = None
@@ -83,17 +89,22 @@ def finetune(
     model: str | LoadedModel | None = None,
     task: str | Task | None = None,
     tuner: str | Path | Tuner | None = None,
+    objective: str | Metric | None = None,
     resume: bool = False,
     reporters: Sequence[Reporter] | None = None,
     **settings: Any,
 ) -> FinetuneResult:
-    """Fine-tune a model with a zeroth-order method; writes a run folder with the model in ``final``.
+    """Fine-tune a model; writes a run folder with the model in ``final``.
+
+    The method is a zeroth-order one, or a first-order baseline.
 
     Args:
         config: a configuration, its values, or a YAML file; ``settings`` win over it.
         model: a name (see :func:`zoft.names.resolve_model`) or a loaded model, which is changed in place.
         task: a name in ``zoft.tasks.TASKS``, or any :class:`zoft.tasks.base.Task`.
         tuner: a name (see :mod:`zoft.names`), a folder as a ``Path``, or a tuner.
+        objective: what is minimised: a name (see :data:`zoft.tasks.objectives.OBJECTIVES`), or any function
+            ``metric(predictions, references)``, as 1 − metric.
         resume: go on with the unfinished run in ``output_dir``, bit for bit.
         reporters: where scalars go besides metrics.jsonl and TensorBoard; None is the terminal.
         settings: fields of :class:`FinetuneConfig`; ``hyper`` is merged by key. None counts as not given.
@@ -122,13 +133,15 @@ def finetune(
         "model": model if isinstance(model, str) else None,
         "task": task if isinstance(task, str) else None,
         "tuner": str(tuner.absolute()) if isinstance(tuner, Path) else tuner if isinstance(tuner, str) else None,
+        "objective": objective if isinstance(objective, str) else None,
     }
     values = _as_values(config)
     over = {key: value for key, value in {**settings, **names}.items() if value is not None}
     if "hyper" in over:
         over["hyper"] = {**(values.get("hyper") or {}), **over["hyper"]}
     built = FinetuneConfig.build({**values, **over})
-    planned = plan(built, model=loaded, task=given_task, tuner=given_tuner)
+    metric = None if objective is None or isinstance(objective, str) else objective
+    planned = plan(built, model=loaded, task=given_task, tuner=given_tuner, objective=metric)
     with _global_generators_kept():
         return run(planned, model=loaded, task=given_task, resume=resume, reporters=reporters)
 
@@ -151,15 +164,17 @@ def run(
         device=_placed(config.device),
         trust_remote_code=config.trust_remote_code,
     )
+    loaded = prepare(loaded, config, config.seed)
     work: Task = task if task is not None else language_task(config, loaded)
     examples = _examples(work, config.eval_limit)
-    _share(config, int(os.environ.get("WORLD_SIZE", "1")))
-    method = _method(planned, loaded.model)
+    trained = with_objective(work, planned.objective or config.objective)
+    share(config, int(os.environ.get("WORLD_SIZE", "1")))
+    method = build_method(planned, loaded.model)
     folder = runs.claim(
         str(config.output_dir), "finetune", config.to_dict(), _inputs(planned, loaded, work), resume=resume
     )
-    trainer, opened = _trainer(config, loaded, work, method, folder, reporters)
-    zero_shot = _zero_shot(folder, work, loaded, config, trainer.is_world_process_zero())
+    trainer, opened = build_trainer(config, loaded, trained, method, folder, reporters)
+    zero_shot = _zero_shot(folder, trained, loaded, config, trainer.is_world_process_zero())
     started = time.perf_counter()
     try:
         _train(trainer, folder)
@@ -170,7 +185,7 @@ def run(
     result = FinetuneResult(
         folder=folder.path,
         zero_shot=zero_shot,
-        final=_evaluated(work, loaded, config.eval_limit),
+        final=_evaluated(trained, loaded, config.eval_limit),
         steps=trainer.state.global_step,
         forwards=trainer.forwards,
         audits=trainer.audits,
@@ -179,10 +194,11 @@ def run(
         sources=planned.sources,
         seeds={"directions": config.seed, "data": config.seed},
         examples=examples,
+        parameters=Blocks.of(loaded.model).numel,
         seconds=seconds,
         model=loaded,
     )
-    result.warnings = _warnings(result)
+    result.warnings = _warnings(result, trained)
     if trainer.is_world_process_zero():
         save_model(loaded, folder.final)
         runs.write_result(folder, result.to_dict())
@@ -198,12 +214,6 @@ def _examples(task: Task, limit: int | None) -> dict[str, int | None]:
     return {split: counts[split] if limit is None else min(counts[split], limit) for split in _REPORTED}
 
 
-def _method(planned: Plan, model: Any) -> ZOOptimizer:
-    config = planned.config
-    bound = planned.tuner.bind(model, config.batch_size) if planned.tuner is not None else None
-    return get_optimizer(str(config.optimizer), tuner=bound, **config.hyper)
-
-
 def _inputs(planned: Plan, loaded: LoadedModel, task: Task) -> dict[str, Any]:
     """What the names in the configuration stood for."""
     inputs: dict[str, Any] = {"model_revision": loaded.revision, "task_name": task.name}
@@ -212,6 +222,8 @@ def _inputs(planned: Plan, loaded: LoadedModel, task: Task) -> dict[str, Any]:
         origin = planned.tuner.origin
         inputs["tuner_revision"] = origin.commit if origin is not None else None
         inputs["tuner_sha256"] = _digest(*(tensor.numpy().tobytes() for tensor in weights.values()))
+    if planned.objective is not None:
+        inputs["objective"] = objective_name(planned.objective)
     if planned.config.dataset is not None and isinstance(task, LMTask):
         inputs["dataset_sha256"] = _digest(*(repr(example).encode() for example in task.text_task.examples("train")))
     return inputs
@@ -222,63 +234,6 @@ def _digest(*parts: bytes) -> str:
     for part in parts:
         digest.update(part)
     return digest.hexdigest()
-
-
-def _trainer(
-    config: FinetuneConfig,
-    loaded: LoadedModel,
-    task: Task,
-    method: ZOOptimizer,
-    folder: runs.RunFolder,
-    reporters: Sequence[Reporter] | None,
-) -> tuple[TaskTrainer, list[Reporter]]:
-    """The trainer, and the reporters that were opened for it."""
-    args = training_arguments(
-        folder.checkpoints,
-        steps=config.steps,
-        accumulate=config.accumulate,
-        seed=config.seed,
-        schedule=config.schedule,
-        warmup_steps=config.warmup_steps,
-        eval_every=config.eval_every or 0,
-        save_every=config.save_every or 0,
-        keep_checkpoints=config.keep_checkpoints,
-        device=next(loaded.model.parameters()).device.type,
-        use_cache=bool(getattr(loaded.model.config, "use_cache", False)),
-    )
-    opened: list[Reporter] = []
-    if args.process_index == 0:
-        opened += [
-            JsonlReporter(folder.path / runs.METRICS_FILE, folder.step),
-            TensorBoardReporter(folder.path / runs.TENSORBOARD, folder.step),
-        ]
-        if reporters is None:
-            opened.append(ConsoleReporter(config.steps, task.name, start=folder.step or 0))
-    trainer = TaskTrainer(
-        loaded.model,
-        args,
-        task=task,
-        batch_size=_share(config, args.world_size),
-        eval_limit=config.eval_limit,
-        tokenizer=loaded.tokenizer,
-        reporters=[*opened, *(reporters or ())],
-        zo_method=method,
-        zo_noise=str(config.noise),
-        zo_keep_bytes=config.noise_cache * 2**20,
-        zo_patience=config.patience,
-    )
-    return trainer, opened
-
-
-def _share(config: FinetuneConfig, processes: int) -> int:
-    """Examples of one part of a step's batch on one process."""
-    batch_size, parts = int(config.batch_size or 1), config.accumulate * processes
-    if batch_size % parts:
-        raise UsageError(
-            f"a batch of {batch_size} does not divide into {config.accumulate} parts on {processes} processes",
-            f"Use a batch size that {parts} divides.",
-        )
-    return batch_size // parts
 
 
 def _zero_shot(
@@ -298,7 +253,7 @@ def _evaluated(task: Task, loaded: LoadedModel, limit: int | None) -> dict[str, 
     return {split: task.evaluate(loaded.model, split, limit) for split in _REPORTED}
 
 
-def _train(trainer: TaskTrainer, folder: runs.RunFolder) -> None:
+def _train(trainer: TaskTraining, folder: runs.RunFolder) -> None:
     """Train; an interrupt ends it after the step that is running, with a checkpoint."""
     with _stopping(trainer) as signals:
         try:
@@ -316,7 +271,7 @@ def _train(trainer: TaskTrainer, folder: runs.RunFolder) -> None:
 
 
 @contextmanager
-def _stopping(trainer: TaskTrainer) -> Iterator[list[int]]:
+def _stopping(trainer: TaskTraining) -> Iterator[list[int]]:
     """Within: Ctrl-C and SIGTERM ask the trainer to stop; a second Ctrl-C interrupts at once."""
     caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -348,14 +303,15 @@ def _global_generators_kept() -> Iterator[None]:
         set_generator_states(tensors, values)
 
 
-def _warnings(result: FinetuneResult) -> list[str]:
+def _warnings(result: FinetuneResult, task: Task) -> list[str]:
     notes = []
     if result.skipped:
         notes.append(f"{result.skipped} of {result.steps} steps were skipped: a loss was not finite")
-    before, after = result.zero_shot["validation"]["loss"], result.final["validation"]["loss"]
-    if not after <= before:
+    name = task.metric_name if isinstance(task, MetricTask) else LOSS
+    before, after = result.zero_shot["validation"][name], result.final["validation"][name]
+    if not (after >= before if isinstance(task, MetricTask) else after <= before):
         notes.append(
-            f"the loss on validation is worse than before, {after:.4f} against {before:.4f}: "
+            f"the {name} on validation is worse than before, {after:.4f} against {before:.4f}: "
             f"use a smaller learning rate than {result.method['lr']:g}, or more steps"
         )
     return notes

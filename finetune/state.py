@@ -41,9 +41,9 @@ def load_optimizer(optimizer: ZerothOrder, folder: Path) -> None:
     try:
         tensors = load_file(folder / OPTIMIZER_TENSORS)
     except (OSError, SafetensorError) as error:
-        raise _damaged(folder / OPTIMIZER_TENSORS, error) from None
+        raise damaged(folder / OPTIMIZER_TENSORS, error) from None
     if not {"param_groups", "zoft"} <= content.keys():
-        raise _damaged(folder / OPTIMIZER_JSON, "keys are missing")
+        raise damaged(folder / OPTIMIZER_JSON, "keys are missing")
     optimizer.load_state_dict(
         {"state": {}, "param_groups": content["param_groups"], "zoft": {**content["zoft"], "state": tensors}}
     )
@@ -107,13 +107,13 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise _damaged(file, error) from None
+        raise damaged(file, error) from None
     if not isinstance(content, dict):
-        raise _damaged(file, "not a JSON object")
+        raise damaged(file, "not a JSON object")
     return content
 
 
-def _damaged(file: Path, reason: object) -> ArtifactError:
+def damaged(file: Path, reason: object) -> ArtifactError:
     return ArtifactError(f"cannot resume from {file}: {reason}", "Resume from another checkpoint, or start again.")
 
 
@@ -136,7 +136,7 @@ class CheckpointsWithoutPickles:
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.args.should_save:
             folder = Path(output_dir)
-            save_optimizer(self._zeroth_order, folder)
+            self._write_optimizer(folder)
             schedule = {"scheduler": self.lr_scheduler.state_dict(), "counters": self._counters()}
             write_json(folder / SCHEDULER_JSON, schedule)
 
@@ -145,11 +145,17 @@ class CheckpointsWithoutPickles:
             return
         folder = Path(checkpoint)
         if not (folder / OPTIMIZER_JSON).is_file():
-            raise UsageError(f"{folder} has no {OPTIMIZER_JSON}", "Resume from a checkpoint of a zeroth-order run.")
-        load_optimizer(self._zeroth_order, folder)
+            raise UsageError(f"{folder} has no {OPTIMIZER_JSON}", "Resume from a checkpoint that zoft wrote.")
+        self._read_optimizer(folder)
         content = read_json(folder / SCHEDULER_JSON)
         self.lr_scheduler.load_state_dict(content["scheduler"])
         self._set_counters(content["counters"])
+
+    def _write_optimizer(self, folder: Path) -> None:
+        save_optimizer(self._zeroth_order, folder)
+
+    def _read_optimizer(self, folder: Path) -> None:
+        load_optimizer(self._zeroth_order, folder)
 
     def _save_rng_state(self, output_dir: str) -> None:
         Path(output_dir).mkdir(parents=True, exist_ok=True)

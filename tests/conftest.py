@@ -111,11 +111,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Small tensors: one thread is fastest, and leaves the other core to a parallel run."""
-    torch.set_num_threads(1)
-
-
 def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
     """The tables of this run."""
     if not config.getoption("--tables"):

@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -156,23 +157,26 @@ def test_nested_flags_and_recipes(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_files_with_configurations_say_their_command_and_it_runs_dry(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
+    base: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     files = sorted((ROOT / "finetune" / "configs").rglob("*.yaml")) + sorted((ROOT / "meta_train").rglob("*.yaml"))
     tried = 0
-    tuner = untrained(tiny_loaded()).save_pretrained(tmp_path / "my-tuner")
+    tuner = untrained(replace(tiny_loaded(), name=base)).save_pretrained(tmp_path / "my-tuner")
     assert tuner.name == "my-tuner"
+    rows = [{"text": "A fine film.", "label": ("negative", "positive")[index % 2]} for index in range(12)]
+    (tmp_path / "reviews.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for file in files:
         first = file.read_text().splitlines()[0]
         words = shlex.split(first.removeprefix("# "))
         if words[:2] not in (["zoft", "finetune"], ["zoft", "meta-train"]):
             continue
-        words = [str(ROOT / word) if word.startswith("finetune/configs/") else word for word in words]
-        words = [{"BASE": "zoft-base", "TASK,...": LEARNED, "FOLDER": "out"}.get(word, word) for word in words]
+        words = [str(ROOT / word) if "/configs/" in word else word for word in words]
+        stand_ins = {"BASE": "zoft-base", "TASK,...": LEARNED, "FOLDER": "out", "TUNER": "my-tuner"}
+        words = [stand_ins.get(word, word) for word in words]
         code, _, err = run(capsys, *words[1:], "--dry-run")
         assert (code, err) == (0, ""), file
         tried += 1
-    assert tried == 4
+    assert tried == 26
 
 
 def test_fine_tuning_resuming_and_evaluating(base: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -295,7 +299,7 @@ def test_data_that_cannot_be_used(base: str, capsys: pytest.CaptureFixture[str])
     Path("long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     code, _, err = run(capsys, *common, "--dataset", "long.jsonl")
     assert code == 2
-    assert re.search(r"example \d+", err)
+    assert "long.jsonl, row 6: 402 tokens" in err
     code, _, err = run(capsys, *common, "--dataset", "absent.jsonl")
     assert code == 3
     assert "absent.jsonl" in err

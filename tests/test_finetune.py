@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokeniz
 
 from finetune import FinetuneConfig, finetune
 from finetune.plan import plan
-from tests.tiny import CAUSAL_FAMILIES, save_tiny, tiny_model, tiny_tokenizer
+from tests.tiny import CAUSAL_FAMILIES, family_kind, family_tokenizer, save_tiny, tiny_model
 from zoft.errors import DivergedError, IncompatibleError, UsageError
 from zoft.models import LoadedModel
 from zoft.optimizers import OPTIMIZERS
@@ -41,8 +41,7 @@ def write_reviews(folder: Path, count: int = 24) -> Path:
 
 def tiny_loaded(family: str = "llama", seed: int = 0) -> LoadedModel:
     """A tiny model in memory."""
-    kind = "masked" if family == "roberta" else "causal"
-    return LoadedModel(tiny_model(family, seed=seed), tiny_tokenizer(kind), kind, f"tiny-{family}")
+    return LoadedModel(tiny_model(family, seed=seed), family_tokenizer(family), family_kind(family), f"tiny-{family}")
 
 
 def untrained(loaded: LoadedModel, **recommended: Any) -> Tuner:

@@ -28,6 +28,7 @@ LEVELS = {
     "zoft.tuner": 2,
     "zoft.tasks": 3,
     "zoft.models": 3,
+    "zoft.adapters": 3,
     "zoft.memory": 3,
     "zoft.runs": 3,
     "zoft.assets": 4,
@@ -38,11 +39,18 @@ LEVELS = {
 
 #: Where a library may be imported; nowhere else.
 ONLY_IN = {
-    "transformers": ("zoft.models", "zoft.tasks", "finetune.trainer", "zoft.assets.make_base"),
+    "transformers": (
+        "zoft.models",
+        "zoft.tasks",
+        "finetune.trainer",
+        "finetune.task_trainer",
+        "finetune.first_order_trainer",
+        "zoft.assets.make_base",
+    ),
     "datasets": ("zoft.models", "zoft.tasks", "finetune.trainer"),
     "huggingface_hub": ("zoft.tuner.hub",),
     "higher": ("meta_train.unroll",),
-    "peft": ("zoft.models",),
+    "peft": ("zoft.adapters",),
     "matplotlib": ("finetune.plots", "zoft.tuner.show"),
     "tensorboard": ("zoft.runs.reporters",),
     "torch.utils.tensorboard": ("zoft.runs.reporters",),

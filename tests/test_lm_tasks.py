@@ -109,7 +109,7 @@ def test_shared_rows_equal_a_row_for_each_candidate(family: str) -> None:
     for task in (SINGLE, CHOICE):
         lm = LMTask(task, tiny_tokenizer())
         shared = lm.collate(lm.dataset("train"))
-        expanded = collate(lm.dataset("train"), 1, share_context=False)
+        expanded = collate(lm.dataset("train"), 1, share=False)
         assert len(shared["input_ids"]) < len(expanded["input_ids"])
         assert float(lm.loss(model, shared).detach()) == pytest.approx(
             float(lm.loss(model, expanded).detach()), abs=1e-5
@@ -344,8 +344,9 @@ def test_errors_name_task_split_and_example() -> None:
 
 
 def test_the_registry() -> None:
-    assert len(TASKS) == 15
-    assert sorted(name for role in ROLES for name in tasks_with_role(role)) == sorted(TASKS)
+    assert len(TASKS) == 30
+    assert sorted(name for role in ROLES for name in tasks_with_role(role, offline=False)) == sorted(TASKS)
+    assert sum(len(tasks_with_role(role)) for role in ROLES) == 15
     for name in TASKS:
         task = get_task(name)
         assert task.name == name

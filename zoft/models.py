@@ -69,6 +69,8 @@ def load_model(
 ) -> LoadedModel:
     """Load a model and its tokenizer, in evaluation mode; safetensors only, so nothing is unpickled.
 
+    A local folder with an adapter in PEFT's layout gives the adapter on its base.
+
     Args:
         name: see :func:`zoft.names.resolve_model`.
         dtype: of the weights; None is the checkpoint's own.
@@ -87,6 +89,11 @@ def load_model(
     if kind not in KINDS:
         raise UsageError(unknown("kind of model", kind, KINDS))
     if resolved.is_local:
+        from zoft import adapters
+
+        adapter = adapters.adapter_in(Path(resolved.path_or_repo))
+        if adapter is not None:
+            return adapters.with_adapter(load_model(adapter.base, dtype, device, kind, trust_remote_code), adapter.path)
         _check_folder(Path(resolved.path_or_repo), name)
     import transformers
 
@@ -107,7 +114,7 @@ def load_model(
             model, report = auto.from_pretrained(
                 source, config=config, dtype=wanted, use_safetensors=True, output_loading_info=True, **options
             )
-        model = model.to(target).eval()
+        model = (model if getattr(model, "is_quantized", False) else model.to(target)).eval()
     except ZoftError:
         raise
     except Exception as error:
@@ -161,14 +168,21 @@ def base_blocks(name: str) -> tuple[BlockTable, str | None]:
 def save_model(loaded: LoadedModel, folder: str | Path) -> Path:
     """Write model (safetensors) and tokenizer to ``folder``, for ``from_pretrained`` and :func:`load_model`.
 
+    Of a model with an adapter only the adapter is written, in PEFT's layout.
+
     Raises:
         UsageError: ``folder`` is a file or cannot be written.
     """
     path = Path(folder)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        with without_bars():
-            loaded.model.save_pretrained(path)
+        if hasattr(loaded.model, "peft_config"):
+            from zoft import adapters
+
+            adapters.save_adapter(loaded, path)
+        else:
+            with without_bars():
+                loaded.model.save_pretrained(path)
         loaded.tokenizer.save_pretrained(path)
     except OSError as error:
         raise UsageError(f"cannot write the model to {path}: {error}", "Give another folder.") from error

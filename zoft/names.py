@@ -12,7 +12,7 @@ Resolving a name looks no further than the local file system.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -85,12 +85,12 @@ class Resolved:
         return self.path_or_repo + revision + (f"/{self.subfolder}" if self.subfolder else "")
 
 
-def resolve(name: str, what: str, marker: str, short: Mapping[str, str]) -> Resolved:
+def resolve(name: str, what: str, markers: Sequence[str], short: Mapping[str, str]) -> Resolved:
     """Where ``name`` points; the rules are the module's.
 
     Args:
         what: ``model`` or ``tuner``, for messages.
-        marker: the file that makes a folder one.
+        markers: the files of which any makes a folder one.
         short: for each short name, what it stands for: an absolute path, or ``user/repo[@revision]``.
 
     Raises:
@@ -105,8 +105,9 @@ def resolve(name: str, what: str, marker: str, short: Mapping[str, str]) -> Reso
             rest = f"{owner}/{repo}"
         return on_hub(rest, name, what, folder)
     here = Path(name)
+    present = here.is_file() or any((here / marker).is_file() for marker in markers)
     if "/" in name:
-        if (here / marker).is_file() or here.is_file():
+        if present:
             told = f"{name} is a local folder, and is used as such" if HUB_NAME.fullmatch(name) else ""
             return Resolved(name, is_local=True, note=told)
         found = on_hub(name, name, what, None)
@@ -121,7 +122,7 @@ def resolve(name: str, what: str, marker: str, short: Mapping[str, str]) -> Reso
             return replace(place, revision=revision) if revision else place
         if not revision:
             return Resolved(target, is_local=True)
-    if (here / marker).is_file() or here.is_file():
+    if present:
         return Resolved(name, is_local=True)
     remedy = f"Write ./{name} for the folder." if here.is_dir() else "Or give user/repo or ./folder."
     raise UsageError(unknown(what, name, short), remedy)
@@ -147,7 +148,7 @@ def resolve_model(name: str) -> Resolved:
     Raises:
         UsageError: no such name.
     """
-    return resolve(name, "model", "config.json", {EMBEDDED: str(EMBEDDED_FOLDER), **ALIASES})
+    return resolve(name, "model", ("config.json", "adapter_config.json"), {EMBEDDED: str(EMBEDDED_FOLDER), **ALIASES})
 
 
 def _expanded(path: str) -> str:

@@ -37,15 +37,18 @@ class Objective:
         model: the model.
         loss: ``loss(model, batch)`` -> scalar.
         batches: one batch, or several to accumulate over with equal weight.
+        held: whether one evaluation runs the model many times, as generation does. θ + shift is then made
+            once for the whole evaluation, at the cost of a copy of θ, instead of once for every forward.
 
     Attributes:
         calls: forward passes so far: one an evaluation, two a derivative.
     """
 
-    def __init__(self, model: nn.Module, loss: LossFunction, batches: Sequence[Any]) -> None:
+    def __init__(self, model: nn.Module, loss: LossFunction, batches: Sequence[Any], held: bool = False) -> None:
         if not batches:
             raise UsageError("a step has no batch", "Give at least one batch a step.")
         self.model = model
+        self.held = held
         self.calls = 0
         self._loss = loss
         self._batches = batches

@@ -5,6 +5,9 @@ its place, the forward hook puts the kept tensor back. So the extra memory is th
 and nothing has to be subtracted again. A parameter that is read while its owner does not run (a
 functional call, a method other than ``forward``) would miss its shift; :meth:`Perturber.audit` finds
 every such read by watching the operators, and those parameters are shifted for the whole evaluation.
+
+An objective that is ``held`` runs the model many times for one value, as generation does. All of
+θ + shift is then put in place once (:func:`displaced`), so that the noise is made once and not once a token.
 """
 
 from __future__ import annotations
@@ -112,14 +115,32 @@ class Perturber:
         """``objective()`` at θ + ``shift``, audited: never with a parameter silently left unshifted.
 
         The first evaluation, and any in which another set of modules ran than in those audited so far,
-        costs one more call of ``objective`` (at θ), and yet another if that found something.
+        costs one more call of ``objective`` (at θ), and yet another if that found something. An objective
+        that is ``held`` needs no audit: every block is shifted while it runs, whoever reads it.
+
+        Raises:
+            RuntimeError: evaluations may not be nested.
         """
+        if getattr(objective, "held", False):
+            with self._held(shift):
+                return objective()
         with self(shift):
             result = objective()
         if self.audit_due and self.audit(objective):
             with self(shift):
                 result = objective()
         return result
+
+    @contextmanager
+    def _held(self, shift: Shift) -> Iterator[None]:
+        if self._active:
+            raise RuntimeError("perturbed evaluations of one model cannot be nested")
+        self._active = True
+        try:
+            with displaced(self._blocks, shift):
+                yield
+        finally:
+            self._active = False
 
     @property
     def audit_due(self) -> bool:

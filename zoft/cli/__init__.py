@@ -25,7 +25,7 @@ class Verb(NamedTuple):
 VERBS: dict[str, Verb] = {
     "meta-train": Verb("zoft.cli.meta_train", "Learn a tuner for a base model."),
     "finetune": Verb("zoft.cli.finetune", "Fine-tune a model with a tuner or a baseline method."),
-    "evaluate": Verb("zoft.cli.evaluate", "Evaluate a model on a task, zero-shot."),
+    "evaluate": Verb("zoft.cli.evaluate", "Evaluate a model on a task: zero-shot, in context, linear probe."),
     "compare": Verb("zoft.cli.compare", "Compare methods on tasks: table, plots, JSON."),
     "tuner": Verb("zoft.cli.tuner", "Look at, share and convert tuners."),
     "env": Verb("zoft.cli.env", "Show versions and devices, for a bug report."),

@@ -13,6 +13,9 @@ from zoft.cli import flags
 EXAMPLES = """
 zoft evaluate --model zoft-base --task review-contrast
 zoft evaluate --model runs/mine/final --task review-contrast --splits test --limit none
+zoft evaluate --model zoft-base --task review-contrast --shots 8
+zoft evaluate --model zoft-base --task review-contrast --linear-probe
+zoft evaluate --model opt-1.3b --task boolq --data-dir data
 zoft evaluate --model gpt2 --dataset reviews.jsonl --template "{text} Sentiment:" --json
 """
 
@@ -20,10 +23,12 @@ zoft evaluate --model gpt2 --dataset reviews.jsonl --template "{text} Sentiment:
 def run(config_file: str | None, dry_run: bool, quiet: bool, debug: bool, json_: bool, **values: Any) -> None:
     """Evaluate and print the figures."""
     from finetune.evaluate import evaluate
+    from finetune.task import shown_examples
 
     config = flags.build(EvaluateConfig, "evaluate", config_file, flags.given(values, EvaluateConfig))
     if dry_run:
         click.echo(config.to_yaml().rstrip())
+        click.echo("\n".join(shown_examples(config, config.model)), nl=False)
         return
     figures = evaluate(config)
     if json_:
@@ -43,5 +48,5 @@ command = flags.verb(
         *flags.common_options(),
     ],
     EXAMPLES,
-    "Evaluate a model on a task or on your own data, zero-shot: the mean loss and the metric.",
+    "Evaluate a model on a task or on your own data: zero-shot, with demonstrations, or by a linear probe.",
 )

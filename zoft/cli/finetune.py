@@ -7,13 +7,15 @@ from typing import Any
 import click
 
 from finetune.config import FinetuneConfig
+from finetune.first_order import METHODS
 from zoft.cli import console, flags
-from zoft.optimizers import OPTIMIZERS
 
 EXAMPLES = """
 zoft finetune --tuner my-tuner --task review-contrast
 zoft finetune --model zoft-base --optimizer mezo --lr 1e-4 --task review-contrast --steps 500
 zoft finetune --tuner my-tuner --dataset reviews.jsonl --template "{text} Sentiment:" --labels negative,positive
+zoft finetune --model zoft-base --optimizer mezo --peft lora --lr 1e-2 --task review-contrast
+zoft finetune --model zoft-base --optimizer adamw --lr 5e-5 --task review-contrast --steps 200
 zoft finetune --config run.yaml --seed 1 --output-dir runs/second
 zoft finetune --config run.yaml --resume
 """
@@ -23,9 +25,10 @@ def run(config_file: str | None, dry_run: bool, quiet: bool, debug: bool, resume
     """Resolve the configuration, fine-tune, and show the figures."""
     from finetune.plan import plan
     from finetune.run import finetune
+    from finetune.task import shown_examples
 
     given = flags.given(values, FinetuneConfig)
-    names = {key for method in OPTIMIZERS.values() for key in method.model_fields} - set(FinetuneConfig.model_fields)
+    names = {key for method in METHODS.values() for key in method.model_fields} - set(FinetuneConfig.model_fields)
     hyper = {key: value for key, value in values.items() if key in names and value is not None}
     if hyper:
         given["hyper"] = hyper
@@ -37,6 +40,7 @@ def run(config_file: str | None, dry_run: bool, quiet: bool, debug: bool, resume
         for line in planned.describe():
             click.echo(f"# {line}")
     if dry_run:
+        click.echo("\n".join(shown_examples(planned.config, planned.config.model)), nl=False)
         return
     result = finetune(config, tuner=planned.tuner, resume=resume, reporters=[] if quiet else None)
     if not console.is_main_process():
@@ -63,10 +67,10 @@ command = flags.verb(
         *flags.config_options(
             FinetuneConfig, skip=["hyper"], first=["tuner", "model", "optimizer", "task", "dataset", "output_dir"]
         ),
-        *flags.method_options(OPTIMIZERS, taken=FinetuneConfig.model_fields),
+        *flags.method_options(METHODS, taken=FinetuneConfig.model_fields),
         click.Option(["--resume"], is_flag=True, help="Go on with the unfinished run in --output-dir."),
         *flags.common_options(),
     ],
     EXAMPLES,
-    "Fine-tune a model with a zeroth-order method: with a tuner (--tuner), or a baseline (--optimizer).",
+    "Fine-tune a model: with a tuner (--tuner), a zeroth-order method or a first-order baseline (--optimizer).",
 )

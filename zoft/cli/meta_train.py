@@ -12,6 +12,7 @@ import click
 from pydantic import Field, field_validator
 
 from meta_train import RECIPES, MetaTrainConfig, recipe
+from zoft.adapters import TrainableConfig
 from zoft.cli import console, flags
 from zoft.config import read_yaml, unknown
 from zoft.errors import Interrupted, UsageError
@@ -27,7 +28,7 @@ zoft meta-train --config recipe.yaml --output-dir my-tuner --resume
 """
 
 
-class RunConfig(MetaTrainConfig):
+class RunConfig(MetaTrainConfig, TrainableConfig):
     """Configuration of ``zoft meta-train``: what is learned on, and :class:`meta_train.MetaTrainConfig`."""
 
     base: str = Field(EMBEDDED, description="Base model: a local folder, user/repo on the Hub, or a short name.")
@@ -35,6 +36,9 @@ class RunConfig(MetaTrainConfig):
         default_factory=lambda: tasks_with_role("meta-training"),
         min_length=1,
         description="Tasks to learn on; by default all with the role meta-training.",
+    )
+    data_dir: str | None = Field(
+        None, description="Folder with local copies of the published tasks' data sets, in place of the Hub."
     )
     recipe: str = Field("default", description=f"Settings to begin with: {', '.join(RECIPES)}.")
     allow_held_out: bool = Field(False, description="Accept tasks whose role is held-out; see the error without it.")
@@ -134,6 +138,7 @@ def _learn(config: RunConfig, folder: Path, resume: bool, quiet: bool) -> None:
     import torch
 
     from meta_train import meta_train, progress
+    from zoft.adapters import prepare, virtual_tokens
     from zoft.models import context_length, load_model
     from zoft.tasks import get_task
     from zoft.tasks.lm import LMTask
@@ -142,8 +147,11 @@ def _learn(config: RunConfig, folder: Path, resume: bool, quiet: bool) -> None:
         torch.set_num_threads(config.threads)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
     loaded = load_model(config.base, dtype=config.dtype, device=device, trust_remote_code=config.trust_remote_code)
-    limit = context_length(loaded.model)
-    tasks = [LMTask(get_task(name), loaded.tokenizer, loaded.kind, limit) for name in config.tasks]
+    loaded = prepare(loaded, config, config.seed)
+    context = context_length(loaded.model)
+    limit = None if context is None else context - virtual_tokens(loaded.model)
+    texts = [get_task(name, None if TASKS[name].offline else config.data_dir) for name in config.tasks]
+    tasks = [LMTask(text, loaded.tokenizer, loaded.kind, limit) for text in texts]
     for task in tasks:
         task.dataset("train")
     settings = config.settings()

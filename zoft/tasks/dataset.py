@@ -6,6 +6,7 @@ import json
 import re
 import string
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,11 @@ import numpy as np
 from zoft.config import unknown
 from zoft.errors import UsageError
 from zoft.tasks.base import SPLITS, Example
+from zoft.tasks.chat import chat_example, check_template
 from zoft.tasks.rows import Row, read_splits
 
 #: What a column may be used as. ``columns`` maps these to the names that the data has.
-COLUMN_ROLES = ("text", "prompt", "label", "candidates", "completion", "references")
+COLUMN_ROLES = ("text", "prompt", "label", "candidates", "completion", "references", "messages")
 
 #: With more distinct labels than this, a label column is taken for free text.
 MANY_LABELS = 256
@@ -57,6 +59,7 @@ def load_dataset_task(
     columns: Mapping[str, str] | None = None,
     seed: int = 0,
     validation_fraction: float = 0.1,
+    tokenizer: Any = None,
 ) -> DatasetTask:
     """Make a task of one's own data.
 
@@ -70,7 +73,9 @@ def load_dataset_task(
     a ``candidates`` column (a list; in CSV a JSON list or ``a|b|c``), one of the row's candidates or its
     index. Or ``prompt`` (or ``text``) with ``completion``, and optionally ``references``, a list of all
     accepted answers. A candidate is put after the prompt with a space, unless it begins with white space;
-    a completion ends with a line break, so that the model learns to stop.
+    a completion ends with a line break, so that the model learns to stop. Or ``messages``, a list of
+    ``{"role": ..., "content": ...}`` (in CSV as JSON): the assistant's last message is a completion of what
+    the tokenizer's chat template makes of those before it.
 
     Args:
         template: the prompt as a format string over the columns, such as ``"{text}\\nSection:"``; None is
@@ -79,9 +84,10 @@ def load_dataset_task(
             them), or a mapping from each of the data's labels to its text. None: the distinct labels of
             the training split, sorted.
         columns: the data's names for ``text``, ``prompt``, ``label``, ``candidates``, ``completion``,
-            ``references``, where they differ.
+            ``references``, ``messages``, where they differ.
         seed: of the split, where one is drawn.
         validation_fraction: the share of the training rows that a missing split gets; each of the two.
+        tokenizer: the model's; chat messages need one.
 
     Raises:
         ArtifactError: there is no such file, folder or data set.
@@ -92,16 +98,15 @@ def load_dataset_task(
         raise UsageError(f"validation fraction {validation_fraction}", "Use a share between 0 and 0.5.")
     names = _columns(columns)
     base, found = read_splits(path_or_hub_id)
-    for split, rows in found.items():
-        if not rows:
-            raise UsageError(f"{path_or_hub_id}: the {split} split is empty", "Give it at least one row.")
-    maker = _Maker(found["train"], names, template, labels)
-    if maker.kind != "completion" and all(_missing(row.values.get(names["label"])) for row in found.get("test", [])):
+    maker = _Maker(found["train"], names, template, labels, tokenizer)
+    if maker.kind in ("classification", "choice") and all(
+        _missing(row.values.get(names["label"])) for row in found.get("test", [])
+    ):
         found.pop("test", None)
     complete, sources = _complete(found, seed, validation_fraction, path_or_hub_id)
     splits = {split: [maker.example(row) for row in complete[split]] for split in SPLITS}
     name = re.sub(r"[^a-z0-9]+", "-", base.lower()).strip("-") or "dataset"
-    return DatasetTask(name, maker.kind, splits, sources)
+    return DatasetTask(name, "completion" if maker.kind == "chat" else maker.kind, splits, sources)
 
 
 class _Maker:
@@ -113,18 +118,32 @@ class _Maker:
         names: Mapping[str, str],
         template: str | None,
         labels: Sequence[str] | Mapping[str, str] | None,
+        tokenizer: Any,
     ) -> None:
         self.names = names
         self.columns = tuple(rows[0].values)
         self.kind = self._kind(rows[0])
-        self.template = self._parsed(template, rows[0])
+        self.tokenizer = tokenizer
         if labels is not None and self.kind != "classification":
             raise UsageError(f"labels were given, and the data is a {self.kind}", "Leave them out.")
+        if self.kind == "chat":
+            check_template(tokenizer, rows[0].source)
+            if template is not None:
+                raise UsageError(
+                    "a template was given, and the data is chat messages, for which the model has its own",
+                    "Leave --template out.",
+                )
+        self.template = self._parsed(template, rows[0]) if self.kind != "chat" else []
         self.texts = self._label_texts(rows, labels) if self.kind == "classification" else {}
         self.candidates = tuple(dict.fromkeys(self.texts.values()))
 
     def example(self, row: Row) -> Example:
         """The example of one row; raises a UsageError that names the row."""
+        if self.kind == "chat":
+            return replace(chat_example(self._value(row, "messages"), self.tokenizer, row.where), where=row.where)
+        return replace(self._made(row), where=row.where)
+
+    def _made(self, row: Row) -> Example:
         prompt = self._prompt(row)
         if self.kind == "completion":
             return self._completion(prompt, row)
@@ -142,6 +161,8 @@ class _Maker:
             return "choice" if self.names["candidates"] in self.columns else "classification"
         if self.names["completion"] in self.columns:
             return "completion"
+        if self.names["messages"] in self.columns:
+            return "chat"
         raise UsageError(
             f"{row.where}: there is no {self.names['label']!r} and no {self.names['completion']!r} column"
             f" (there are: {', '.join(map(repr, self.columns))})",
@@ -165,7 +186,8 @@ class _Maker:
             raise UsageError(f"template {template!r}: {error}", "Write {{ and }} for braces.") from None
         for _, column, layout, conversion in parsed:
             if column is not None and column not in self.columns:
-                raise UsageError(f"template {template!r}: {unknown('column', column, self.columns)}")
+                cause = unknown("column", column, self.columns)
+                raise UsageError(f"{row.where}: template {template!r}: {cause}", "Name the data's columns in braces.")
             if layout or conversion:
                 raise UsageError(f"template {template!r}: a format after {column!r}", f"Write {{{column}}} only.")
         return [(text, column) for text, column, _, _ in parsed]

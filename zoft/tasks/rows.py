@@ -40,18 +40,17 @@ class Row:
 def read_splits(name: str) -> tuple[str, dict[str, list[Row]]]:
     """The data set's short name, and the rows of those splits that it has: ``train`` always.
 
-    A split that is there may be empty; the caller decides what that means.
-
     Raises:
         ArtifactError: there is no such file, folder or Hub data set, or the Hub cannot be reached.
-        UsageError: a file that cannot be read as what its suffix says, or a folder without a train file.
+        UsageError: a file that cannot be read as what its suffix says, a folder without a train file, or a
+            split without rows.
     """
     path = Path(name).expanduser()
     if path.is_dir():
         return path.resolve().name, _read_folder(path)
     if path.is_file():
         base, files = _siblings(path)
-        return base, {split: list(read_file(file)) for split, file in files.items()}
+        return base, {split: _some(list(read_file(file)), split, str(file)) for split, file in files.items()}
     match = _HUB_NAME.fullmatch(name)
     if match is None or path.suffix in SUFFIXES or name.startswith((".", "/", "~")):
         raise ArtifactError(
@@ -138,6 +137,7 @@ def _read_folder(folder: Path) -> dict[str, list[Row]]:
         split = _split_of(re.split(r"[._-]", file.name)[0])
         if split is not None and file.suffix in SUFFIXES:
             found.setdefault(split, []).extend(read_file(file))
+    found = {split: _some(rows, split, str(folder)) for split, rows in found.items()}
     if "train" not in found:
         raise UsageError(
             f"{folder} has no train file", "Name the files train.jsonl, validation.jsonl and test.jsonl (or .csv, ...)."
@@ -145,17 +145,29 @@ def _read_folder(folder: Path) -> dict[str, list[Row]]:
     return found
 
 
+def _some(rows: list[Row], split: str, source: str) -> list[Row]:
+    """``rows``; raises a UsageError where there are none."""
+    if not rows:
+        raise UsageError(f"{source}: the {split} split is empty: it has no row 1", "Give it at least one row.")
+    return rows
+
+
 def _split_of(name: str) -> str | None:
     """The split that ``name`` is a name of."""
     return next((split for split, names in SPLIT_NAMES.items() if name in names), None)
 
 
-def _read_hub(repo: str, config: str | None, revision: str | None) -> dict[str, list[Row]]:
-    """The splits of a data set on the Hub, or in the local cache of the ``datasets`` library."""
+def load_hub(repo: str, config: str | None, revision: str | None, **options: Any) -> Any:
+    """A data set on the Hub, or in the local cache, as the ``datasets`` library gives it.
+
+    Raises:
+        ArtifactError: it cannot be had.
+        UsageError: it has several configurations and none, or an unknown one, is named.
+    """
     import datasets
 
     try:
-        loaded = datasets.load_dataset(repo, config, revision=revision)
+        return datasets.load_dataset(repo, config, revision=revision, **options)
     except Exception as error:
         kinds = {base.__name__ for base in type(error).__mro__}
         reason = " ".join(str(error).split())[:300]
@@ -170,11 +182,16 @@ def _read_hub(repo: str, config: str | None, revision: str | None) -> dict[str, 
             f"data set {repo} cannot be loaded: {reason}",
             "Check the name, the revision, and your access (`hf auth login` or HF_TOKEN).",
         ) from error
+
+
+def _read_hub(repo: str, config: str | None, revision: str | None) -> dict[str, list[Row]]:
+    """The splits of a data set on the Hub, or in the local cache of the ``datasets`` library."""
+    loaded = load_hub(repo, config, revision)
     found: dict[str, list[Row]] = {}
     for name, data in loaded.items():
         split = _split_of(str(name))
         if split is not None:
-            found[split] = list(_hub_rows(data, f"{repo} ({name})"))
+            found[split] = _some(list(_hub_rows(data, f"{repo} ({name})")), split, repo)
     if "train" not in found:
         raise UsageError(f"data set {repo} has no train split (it has {', '.join(map(str, loaded))})")
     return found

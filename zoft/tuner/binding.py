@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,9 @@ from torch import nn
 
 from zoft.blocks import Block, Blocks, canonical_name
 from zoft.errors import IncompatibleError
+
+#: What the names of PEFT's parameters hold.
+_ADAPTER = re.compile(r"\.(lora_[AB]|ia3_l)\.|^prompt_encoder\.")
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ def match(names: Sequence[str], shapes: Sequence[Sequence[int] | None], model: n
             f"the tuner is for another base: {matching} of {len(blocks)} blocks match; "
             + "; ".join(problems[:3])
             + more,
-            "Use a tuner learned on this model's base, or meta-train one.",
+            _remedy(extra, missing),
         )
     notes = [resized] if resized else []
     if len(known) < len(names):
@@ -73,6 +77,15 @@ def _resized_vocabulary(differing: Sequence[Block], known: Mapping[str, Sequence
         f"the model's vocabulary has {after_rows} entries, the tuner's base had {before_rows}: "
         f"the same networks serve {', '.join(block.name for block in differing)}"
     )
+
+
+def _remedy(extra: Sequence[str], missing: Sequence[str]) -> str:
+    """Which of the two sides has an adapter that the other one lacks."""
+    if any(map(_ADAPTER.search, missing)):
+        return "The tuner was learned on an adapter: give the same --peft options, or another tuner."
+    if any(map(_ADAPTER.search, extra)):
+        return "The model has an adapter: meta-train a tuner with the same --peft options, or train without one."
+    return "Use a tuner learned on this model's base, or meta-train one."
 
 
 def _of(shape: Sequence[int]) -> str:

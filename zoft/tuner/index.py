@@ -77,7 +77,7 @@ def resolve_tuner(name: str) -> Resolved:
         known: entry.location if entry.on_hub else str(BUNDLED / entry.location)
         for known, entry in _bundled().tuners.items()
     }
-    return resolve(name, "tuner", CONFIG_FILE, short)
+    return resolve(name, "tuner", (CONFIG_FILE,), short)
 
 
 def check_listed(name: str, weights: Path) -> None:

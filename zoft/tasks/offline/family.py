@@ -63,6 +63,7 @@ class OfflineTask(TextTask):
         asks: the task keeps only prompts that hold this text; the base's text has the others too.
     """
 
+    offline: ClassVar[bool] = True
     asks: ClassVar[str] = ""
 
     @abstractmethod
