@@ -72,12 +72,12 @@ def test_names_that_are_none(name: str) -> None:
 def test_short_names_win_over_folders_and_take_revisions() -> None:
     a_tuner().save_pretrained("known")
     short = {"known": "user/known@" + "a" * 40, "here": "/somewhere/here"}
-    assert resolve("known", "tuner", "tuner_config.json", short) == Resolved("user/known", "a" * 40)
-    assert resolve("known@v2", "tuner", "tuner_config.json", short) == Resolved("user/known", "v2")
-    assert resolve("here", "tuner", "tuner_config.json", short) == Resolved("/somewhere/here", is_local=True)
+    assert resolve("known", "tuner", ("tuner_config.json",), short) == Resolved("user/known", "a" * 40)
+    assert resolve("known@v2", "tuner", ("tuner_config.json",), short) == Resolved("user/known", "v2")
+    assert resolve("here", "tuner", ("tuner_config.json",), short) == Resolved("/somewhere/here", is_local=True)
     with pytest.raises(UsageError, match="unknown tuner 'here@v2'"):
-        resolve("here@v2", "tuner", "tuner_config.json", short)
-    assert resolve("known", "tuner", "tuner_config.json", {}) == Resolved("known", is_local=True)
+        resolve("here@v2", "tuner", ("tuner_config.json",), short)
+    assert resolve("known", "tuner", ("tuner_config.json",), {}) == Resolved("known", is_local=True)
     with pytest.raises(UsageError, match="did you mean zoft-base-default"):
         resolve_tuner("zoft-base-defalt")
     Path("empty").mkdir()
