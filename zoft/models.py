@@ -152,10 +152,8 @@ def load_model(
 ) -> LoadedModel:
     """Load a model and its tokenizer, in evaluation mode; safetensors only, so nothing is unpickled.
 
-    A local folder with an adapter in PEFT's layout gives the adapter on its base.
-
     Args:
-        name: see :func:`resolve_model`.
+        name: see :func:`resolve_model`; a local folder with an adapter of PEFT's gives the adapter on its base.
         dtype: of the weights; None is the checkpoint's own.
         kind: ``causal``, ``masked``, or ``auto``: what the checkpoint's architecture says.
         trust_remote_code: allow the repository's own Python code to run.
@@ -200,12 +198,7 @@ def load_model(
         raise
     except Exception as error:
         raise _explained(error, name, resolved) from error
-    if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
-        raise ArtifactError(
-            f"{name}: the checkpoint lacks {len(missing)} of the model's weights, the first is {missing[0]}",
-            f"Use a checkpoint of a {found} language model.",
-        )
+    _check_complete(sorted(report["missing_keys"]), name, found)
     label = EMBEDDED if source == str(EMBEDDED_FOLDER) else source
     return LoadedModel(model, tokenizer, found, label, None if resolved.is_local else commit)
 
@@ -334,6 +327,14 @@ def _check_folder(folder: Path, name: str) -> None:
         )
     if not any((folder / file).is_file() for file in _TOKENIZER_FILES):
         raise ArtifactError(f"{folder} has no tokenizer", "Save the tokenizer to the same folder.")
+
+
+def _check_complete(missing: list[str], name: str, kind: str) -> None:
+    if missing:
+        raise ArtifactError(
+            f"{name}: the checkpoint lacks {len(missing)} of the model's weights, the first is {missing[0]}",
+            f"Use a checkpoint of a {kind} language model.",
+        )
 
 
 def _kind(config: Any, kind: str, name: str) -> str:
