@@ -130,7 +130,7 @@ class FinetuneConfig(DataConfig, TrainableConfig):
     )
     threads: int | None = Field(None, ge=1, description="Threads of torch on the CPU; torch's own choice by default.")
     output_dir: str | None = Field(
-        None, description="Folder of the run; runs/<task>-<model>-<method>-<seed> by default."
+        None, description="Folder of the run; runs/<task>-<model>-<method>-<seed> by default, an adapter named too."
     )
 
     @field_validator("tuner")

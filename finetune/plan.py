@@ -148,5 +148,7 @@ def _base_of(tuner: Tuner) -> str:
 def _default_folder(config: FinetuneConfig, method: str, base: str | None, task: Task | None) -> str:
     data = task.name if task is not None else config.task or Path(str(config.dataset)).name.partition(".")[0]
     model = Path(str(base).partition("@")[0]).name
-    parts = [data, model, method, str(config.seed)]
+    trained = [config.peft] if config.peft else []
+    minimised = [config.objective] if config.objective != LOSS else []
+    parts = [data, model, method, *trained, *minimised, str(config.seed)]
     return "runs/" + "-".join(re.sub(r"[^A-Za-z0-9._]+", "-", part).strip("-") for part in parts)

@@ -94,9 +94,7 @@ def finetune(
     reporters: Sequence[Reporter] | None = None,
     **settings: Any,
 ) -> FinetuneResult:
-    """Fine-tune a model; writes a run folder with the model in ``final``.
-
-    The method is a zeroth-order one, or a first-order baseline.
+    """Fine-tune a model, by a zeroth-order method or a baseline; writes a run folder, the model in ``final``.
 
     Args:
         config: a configuration, its values, or a YAML file; ``settings`` win over it.

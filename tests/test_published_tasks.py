@@ -8,6 +8,7 @@ import json
 import re
 from collections import Counter
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ import torch
 
 from finetune import FinetuneConfig, finetune
 from finetune.evaluate import EvaluateConfig, evaluate
+from finetune.task import in_context
 from tests.published_rows import LONG, MAKERS, rows, write, write_all, write_task
 from tests.test_finetune import tiny_loaded, untrained
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny import tiny_config, tiny_model, tiny_tokenizer
 from zoft.errors import ArtifactError, UsageError
+from zoft.models import LoadedModel, new_causal_lm
 from zoft.optimizers import ZerothOrder
 from zoft.tasks import ROLES, SPLITS, TASKS, Example, get_task, tasks_with_role
 from zoft.tasks.fitting import fitted
@@ -365,8 +368,15 @@ def test_the_hub_is_asked_for_the_pinned_commit(monkeypatch: pytest.MonkeyPatch)
         get_task("sst2").examples("train")
 
 
+@cache
+def tiny_wide() -> LoadedModel:
+    """A tiny model with more positions than the others."""
+    config = {**tiny_config("llama").to_dict(), "max_position_embeddings": 2048}
+    return replace(tiny_loaded(), model=new_causal_lm(config, 0))
+
+
 @each_task
-def test_every_task_runs_zero_shot_and_with_and_without_a_tuner(task: type[PublishedTask], data: str) -> None:
+def test_every_task_runs_zero_shot_in_context_with_and_without_a_tuner(task: type[PublishedTask], data: str) -> None:
     loaded = tiny_loaded()
     lm = LMTask(get_task(task.name, data), loaded.tokenizer, max_length=128)
     zero = lm.evaluate(loaded.model, "test", 4)
@@ -374,6 +384,11 @@ def test_every_task_runs_zero_shot_and_with_and_without_a_tuner(task: type[Publi
     assert set(zero) == {"loss", *names}
     assert 0 < zero["loss"] < 100
     assert all(0 <= zero[name] <= 1 for name in names)
+    # Some fixtures take most of the 128 tokens that other tests give them, and a demonstration has to fit.
+    wide = LMTask(lm.text_task, loaded.tokenizer, max_length=2000)
+    shown = in_context(wide, 2, seed=0)
+    assert shown.evaluate(tiny_wide().model, "test", 2).keys() == zero.keys()
+    assert shown.text_task.used["test"] == 2
     batch = next(lm.train_batches(2, seed=0))
     predicted, accepted = lm.predict(loaded.model, batch), lm.accepted(batch)
     assert len(predicted) == len(accepted) == 2

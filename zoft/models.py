@@ -69,10 +69,9 @@ def load_model(
 ) -> LoadedModel:
     """Load a model and its tokenizer, in evaluation mode; safetensors only, so nothing is unpickled.
 
-    A local folder with an adapter in PEFT's layout gives the adapter on its base.
-
     Args:
-        name: see :func:`zoft.names.resolve_model`.
+        name: see :func:`zoft.names.resolve_model`; a local folder with an adapter of PEFT's gives the adapter on its
+            base.
         dtype: of the weights; None is the checkpoint's own.
         kind: ``causal``, ``masked``, or ``auto``: what the checkpoint's architecture says.
         trust_remote_code: allow the repository's own Python code to run.
@@ -119,12 +118,7 @@ def load_model(
         raise
     except Exception as error:
         raise _explained(error, name, resolved) from error
-    if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
-        raise ArtifactError(
-            f"{name}: the checkpoint lacks {len(missing)} of the model's weights, the first is {missing[0]}",
-            f"Use a checkpoint of a {found} language model.",
-        )
+    _check_complete(sorted(report["missing_keys"]), name, found)
     if commit:
         _log.info("model %s at commit %s", source, commit)
     label = EMBEDDED if source == str(EMBEDDED_FOLDER) else source
@@ -279,6 +273,14 @@ def _check_folder(folder: Path, name: str) -> None:
         )
     if not any((folder / file).is_file() for file in _TOKENIZER_FILES):
         raise ArtifactError(f"{folder} has no tokenizer", "Save the tokenizer to the same folder.")
+
+
+def _check_complete(missing: list[str], name: str, kind: str) -> None:
+    if missing:
+        raise ArtifactError(
+            f"{name}: the checkpoint lacks {len(missing)} of the model's weights, the first is {missing[0]}",
+            f"Use a checkpoint of a {kind} language model.",
+        )
 
 
 def _kind(config: Any, kind: str, name: str) -> str:
