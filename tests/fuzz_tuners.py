@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import faulthandler
 import io
 import json
@@ -59,6 +60,11 @@ ODD: tuple[Any, ...] = (
 )
 
 NAMES = ("../../x", "/etc/passwd", "..\\x", "a/../b", "~", "\0", "\x1b[31mred", "a\nb", "", " ", "x" * 4096, "\ud800")
+
+
+def odd(rng: Random) -> Any:
+    """One of :data:`ODD`, of its own: the next mutation may change it."""
+    return copy.deepcopy(rng.choice(ODD))
 
 
 class Plain(dict[str, Any]):
@@ -119,9 +125,9 @@ def values_of_config(rng: Random, files: Plain) -> None:
         elif how == 1 and isinstance(owner, dict):
             owner[rng.choice(NAMES)] = owner.pop(key)
         elif how == 2 and isinstance(owner, dict):
-            owner.update({f"key-{i}": rng.choice(ODD) for i in range(rng.choice((1, 20, 5000)))})
+            owner.update({f"key-{i}": odd(rng) for i in range(rng.choice((1, 20, 5000)))})
         else:
-            owner[key] = rng.choice(ODD)
+            owner[key] = odd(rng)
     files[name] = _json(content)
 
 
@@ -147,7 +153,8 @@ def shapes_of_blocks(rng: Random, files: Plain) -> None:
     content = json.loads(files[CONFIG])
     shapes = content["blocks"]["shapes"]
     owner, key = rng.choice(_spots(shapes))
-    owner[key] = rng.choice([value for value in ODD if value != owner[key] and not (value is None and owner is shapes)])
+    fitting = [value for value in ODD if value != owner[key] and not (value is None and owner is shapes)]
+    owner[key] = copy.deepcopy(rng.choice(fitting))
     files[CONFIG] = _json(content)
 
 
@@ -491,10 +498,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--count", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--first", type=int, default=0, help="number of the first case")
     parser.add_argument("--only", type=int, help="repeat one case")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    numbers = range(given.only, given.only + 1) if given.only is not None else range(given.count)
+    numbers = (
+        range(given.only, given.only + 1) if given.only is not None else range(given.first, given.first + given.count)
+    )
     limit_memory()
     faulthandler.dump_traceback_later(1200 + given.count // 10, exit=True)
     with tempfile.TemporaryDirectory() as folder:
