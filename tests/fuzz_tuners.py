@@ -2,8 +2,8 @@
 
 Every case is a valid tuner with one mutation, and a function of the seed and its number (``--only NUMBER`` repeats
 one). It goes through the command line in this process (``zoft tuner show FOLDER``, or the conversion of a published
-file), and must end as a ``ZoftError`` with exit code 3 or 4: no traceback, no more than 5 seconds, no more than 1 GB,
-nothing written beside its own folder. Where a mutation leaves a tuner valid, such as another digit in the recommended
+file), and must end as a ``ZoftError`` with exit code 3 or 4: no traceback, no more than 5 seconds of the processor (and
+a watchdog for what hangs without using it), no more than 1 GB, nothing written beside its own folder. Where a mutation leaves a tuner valid, such as another digit in the recommended
 learning rate, it may be accepted; then it must bind or be refused, and its σ be finite. Mutations that damage what a
 tuner computes with must never be accepted.
 """
@@ -406,10 +406,10 @@ class Fuzzer:
         for name, content in files.items():
             content(case / name) if callable(content) else (case / name).write_bytes(content)
         self._by_command = number // len(KINDS) % 10 == 0
-        began = time.perf_counter()
+        began = time.process_time()
         runner = self._convert if kind in ARCHIVE_KINDS else self._show
         code, error, problem = runner(case)
-        seconds = time.perf_counter() - began
+        seconds = time.process_time() - began
         if seconds > SECONDS:
             problem = f"took {seconds:.1f} s"
         elif code == 0 and not may_pass and not problem:
