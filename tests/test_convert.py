@@ -238,6 +238,10 @@ def test_archives_that_are_refused(tmp_path: Path) -> None:
         spoilt[entry.header_offset + 30 + name_length + extra_length] ^= 1
     (tmp_path / "crc.pth").write_bytes(bytes(spoilt))
     cases.append((tmp_path / "crc.pth", "CRC"))
+    end = data.rindex(b"PK\x05\x06")
+    huge = data[: end + 12] + struct.pack("<I", 2**32 - 16) + data[end + 16 :]  # the size of the directory
+    (tmp_path / "huge.pth").write_bytes(huge)
+    cases.append((tmp_path / "huge.pth", "is damaged"))
     cases.append((tmp_path, "cannot be read"))
     cases.append((tmp_path / "absent.pth", "cannot be read"))
     for file, message in cases:

@@ -258,7 +258,7 @@ def test_hyper_parameters_are_checked_by_the_method() -> None:
     with pytest.raises(UsageError, match=r"greater than or equal to 0.*greater than 0"):
         FinetuneConfig.build({"optimizer": "mezo", "hyper": {"lr": -1, "epsilon": 0}})
     with pytest.raises(UsageError, match="lr"):
-        FinetuneConfig.build({"tuner": "somewhere", "hyper": {"lr": "fast"}})
+        FinetuneConfig.build({"tuner": "./somewhere", "hyper": {"lr": "fast"}})
     assert FinetuneConfig.build({"optimizer": "mezo", "hyper": {"lr": "1e-4"}}).hyper == {"lr": 1e-4}
 
 

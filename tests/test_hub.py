@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -65,12 +66,14 @@ def fails(name: str, **options: Any) -> ArtifactError:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client's retries without the pauses between them."""
+    """The client's retries without the pauses between them, and little patience with answers that do not come."""
     import huggingface_hub.file_download
     import huggingface_hub.utils._http as http
 
     monkeypatch.setattr(http, "time", SimpleNamespace(sleep=lambda seconds: None, time=time.time))
-    monkeypatch.setattr(huggingface_hub.file_download, "_ETAG_RETRY_TIMEOUT", 0.2, raising=False)
+    monkeypatch.setattr(huggingface_hub.file_download, "_ETAG_RETRY_TIMEOUT", 0.5, raising=False)
+    defaults = inspect.unwrap(huggingface_hub.hf_hub_download).__kwdefaults__
+    monkeypatch.setitem(defaults, "etag_timeout", 0.5)
 
 
 def test_pushed_and_read_again(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

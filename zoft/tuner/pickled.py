@@ -9,6 +9,7 @@ is no import, no call of anything that the file names, and no pickle module.
 
 from __future__ import annotations
 
+import io
 import pickletools
 import re
 import zipfile
@@ -37,7 +38,7 @@ ALLOWED: dict[str, str] = {
     "torch HalfStorage": "<f2",
 }
 
-_LARGEST_PROGRAM, _LARGEST_FILE, _MOST_ENTRIES = 32 * 2**20, 256 * 2**20, 100_000
+_LARGEST_PROGRAM, _LARGEST_FILE, _MOST_ENTRIES = 32 * 2**20, 64 * 2**20, 100_000
 _NEXT = "Give a file of the published tuners, as `torch.save` wrote it, or one that zoft wrote."
 
 
@@ -91,11 +92,11 @@ class Archive:
         with _damaged(file):
             if file.stat().st_size > _LARGEST_FILE:
                 raise refused(file, "it is larger than any tuner")
-            with file.open("rb") as stream:
-                begin = stream.read(4)
-            if begin != b"PK\x03\x04":
-                raise refused(file, _other_format(begin))
-            self._zip = zipfile.ZipFile(file)
+            data = file.read_bytes()
+            if data[:4] != b"PK\x03\x04":
+                raise refused(file, _other_format(data[:4]))
+            # In memory a read ends where the data ends, whatever size a damaged directory states.
+            self._zip = zipfile.ZipFile(io.BytesIO(data))
             entries = self._zip.infolist()
             if len(entries) > _MOST_ENTRIES:
                 raise refused(file, "it has too many entries")
@@ -173,9 +174,15 @@ def _damaged(file: Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise ArtifactError(f"{file} cannot be read: {error.strerror or error}", "Give the path of a file.") from None
-    except (zipfile.BadZipFile, ValueError, LookupError, TypeError, EOFError, RuntimeError, OverflowError) as error:
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise refused(file, f"it is damaged ({reason})") from None
+    except (zipfile.BadZipFile, ArithmeticError, EOFError, LookupError, MemoryError, RuntimeError) as error:
+        raise _spoilt(file, error) from None
+    except (TypeError, ValueError) as error:
+        raise _spoilt(file, error) from None
+
+
+def _spoilt(file: Path, error: Exception) -> ArtifactError:
+    reason = " ".join(str(error).split())[:120] or type(error).__name__
+    return refused(file, f"it is damaged ({reason})")
 
 
 _MARK = object()
