@@ -74,7 +74,7 @@ def compare(record_property, request):
         start = initial() if start is None else start
         moved = max(np.abs(e - s).max() for e, s in zip(expected, start, strict=True))
         assert moved > 1e-3
-        error = max(np.abs(a - e).max() for a, e in zip(arrays(model), expected, strict=True)) / moved
+        error = float(max(np.abs(a - e).max() for a, e in zip(arrays(model), expected, strict=True)) / moved)
         record_property("golden", (method, request.node.name, error, limit))
         assert error < limit
 
