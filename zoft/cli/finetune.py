@@ -14,7 +14,7 @@ EXAMPLES = """
 zoft finetune --tuner my-tuner --task review-contrast
 zoft finetune --model zoft-base --optimizer mezo --lr 1e-4 --task review-contrast --steps 500
 zoft finetune --tuner my-tuner --dataset reviews.jsonl --template "{text} Sentiment:" --labels negative,positive
-zoft finetune --model zoft-base --optimizer mezo --peft lora --lr 1e-2 --task review-contrast
+zoft finetune --model zoft-base --optimizer mezo --peft lora --lr 3e-2 --task review-contrast
 zoft finetune --model zoft-base --optimizer adamw --lr 5e-5 --task review-contrast --steps 200
 zoft finetune --config run.yaml --seed 1 --output-dir runs/second
 zoft finetune --config run.yaml --resume
