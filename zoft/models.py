@@ -82,8 +82,7 @@ def load_model(
         DoesNotFitError: the device has too little memory.
     """
     resolved = resolve_model(name)
-    if resolved.note:
-        warnings.warn(resolved.note, stacklevel=2)
+    _say(resolved)
     wanted, target = _dtype(dtype), _device(device)
     if kind not in KINDS:
         raise UsageError(unknown("kind of model", kind, KINDS))
@@ -107,6 +106,7 @@ def load_model(
         auto = transformers.AutoModelForMaskedLM if found == "masked" else transformers.AutoModelForCausalLM
         commit = None if resolved.is_local else cached_commit(resolved, "config.json")
         if commit:
+            _log.info("model %s at commit %s", source, commit)
             options["revision"] = commit  # so that weights and tokenizer are of the same commit
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
         with without_bars() if resolved.is_local else nullcontext():
@@ -119,8 +119,6 @@ def load_model(
     except Exception as error:
         raise _explained(error, name, resolved) from error
     _check_complete(sorted(report["missing_keys"]), name, found)
-    if commit:
-        _log.info("model %s at commit %s", source, commit)
     label = EMBEDDED if source == str(EMBEDDED_FOLDER) else source
     return LoadedModel(model, tokenizer, found, label, commit)
 
@@ -234,6 +232,11 @@ def context_length(model: nn.Module) -> int | None:
         if isinstance(table, nn.Embedding) and table.padding_idx is not None:
             return limit - table.padding_idx - 1
     return limit
+
+
+def _say(resolved: Resolved) -> None:
+    if resolved.note:
+        warnings.warn(resolved.note, stacklevel=3)
 
 
 def _dtype(dtype: str | torch.dtype | None) -> str | torch.dtype:
