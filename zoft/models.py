@@ -119,8 +119,7 @@ def load_model(
     except Exception as error:
         raise _explained(error, name, resolved) from error
     _check_complete(sorted(report["missing_keys"]), name, found)
-    label = EMBEDDED if source == str(EMBEDDED_FOLDER) else source
-    return LoadedModel(model, tokenizer, found, label, commit)
+    return LoadedModel(model, tokenizer, found, EMBEDDED if source == str(EMBEDDED_FOLDER) else source, commit)
 
 
 def base_blocks(name: str) -> tuple[BlockTable, str | None]:
