@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from finetune.task import in_context  # noqa: E402
+from tests.models import filled  # noqa: E402
 from tests.published_rows import write_all  # noqa: E402
 from tests.tiny import tiny_config, tiny_tokenizer  # noqa: E402
 from zoft.models import LoadedModel, new_causal_lm  # noqa: E402
@@ -41,6 +42,13 @@ def fresh() -> LoadedModel:
     return LoadedModel(new_causal_lm(config, 0), tiny_tokenizer(), "causal", "tiny-llama")
 
 
+def tuner(loaded: LoadedModel) -> Tuner:
+    """A tuner with random values: an untrained one has σ = 1 everywhere, which is mezo."""
+    made = Tuner.untrained(loaded.model, base_model_name_or_path=loaded.name)
+    filled(made.network, 0)
+    return made
+
+
 def measure(name: str, data_dir: str, steps: int, shots: int, limit: int) -> dict[str, dict[str, float]]:
     """For each of :data:`METHODS` the test figures of one task."""
     loaded = fresh()
@@ -52,8 +60,7 @@ def measure(name: str, data_dir: str, steps: int, shots: int, limit: int) -> dic
     }
     for method in ("mezo", "zo-finetuner"):
         trained = replace(loaded, model=fresh().model)
-        tuner = Tuner.untrained(trained.model, base_model_name_or_path=trained.name).bind(trained.model, 4)
-        options = {"tuner": tuner} if method == "zo-finetuner" else {}
+        options = {"tuner": tuner(trained).bind(trained.model, 4)} if method == "zo-finetuner" else {}
         optimizer = ZerothOrder(trained.model, method, lr=1e-3, **options)
         batches = task.train_batches(4, seed=0)
         for _ in range(steps):
