@@ -170,7 +170,7 @@ def page(result: dict[str, Any]) -> str:
             f"| {bent['trace']:.0f} ± {bent['trace_standard_error']:.0f} | {bent['gradient_squared']:.2f} "
             f"| {'–' if bent['gain'] is None else format(bent['gain'], '.1f')} |"
         )
-    described = [f"- **{task.name}**: {' '.join((task.__doc__ or '').split())}" for task in OFFLINE_TASKS]
+    described = [line for task in OFFLINE_TASKS for line in _described(task)]
     gains = [row["curvature"]["gain"] for row in result["rows"]]
     high = sum(gain is not None and gain >= 20 for gain in gains)
     return "\n".join(
@@ -197,10 +197,24 @@ def page(result: dict[str, Any]) -> str:
             "",
             "## What each asks",
             "",
+            "With the first test example: what is scored stands in `⟦ ⟧`, the other candidates after it.",
+            "",
             *described,
             "",
         ]
     )
+
+
+def _described(task: type[OfflineTask]) -> list[str]:
+    """A paragraph about the task, and one example."""
+    example = task().examples("test")[0]
+    right, *others = (example.candidates[example.label], *example.candidates)
+    others.remove(right)
+    shown = ", ".join(f'"{other}"' for other in others)
+    tail = f"   (or {shown})" if shown else ""
+    about = " ".join((task.__doc__ or "").split())
+    scored = right.replace("\n", "\\n")
+    return [f"- **{task.name}**: {about}", "", "    ```text", f"    {example.prompt}⟦{scored}⟧{tail}", "    ```", ""]
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,15 +23,45 @@ STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 _ITERATIONS = 200
 
 
+@dataclass(frozen=True)
+class _Split:
+    """Features of a split.
+
+    Attributes:
+        features: float64 [N, D], or [N, C, D] for candidates.
+        labels: int64 [N].
+        present: bool [N, C], where an example has a candidate; None without candidates of its own.
+    """
+
+    features: Tensor
+    labels: Tensor
+    present: Tensor | None
+
+    def scaled(self, mean: Tensor, spread: Tensor) -> _Split:
+        """Standardised features."""
+        return replace(self, features=(self.features - mean) / spread)
+
+    def logits(self, weights: Tensor) -> Tensor:
+        """[N, classes], or [N, C], minus infinity where there is no candidate."""
+        values = F.pad(self.features, (0, 1), value=1.0) @ weights
+        return values if self.present is None else values[..., 0].masked_fill(~self.present, float("-inf"))
+
+    def loss(self, weights: Tensor) -> Tensor:
+        """Mean cross-entropy."""
+        return F.cross_entropy(self.logits(weights), self.labels)
+
+
 def probe(
     model: nn.Module, task: LMTask, splits: Sequence[str], limit: int | None = None, batch_size: int = 64
 ) -> dict[str, dict[str, Any]]:
     """Fit a linear classifier on the train split's features and evaluate it.
 
-    The features are the last layer's hidden state at the prompt's last token, or at the mask token of a
-    masked model, in float64, standardised by the train split. The classifier is multinomial logistic
-    regression by L-BFGS; its L2 strength is the one of :data:`STRENGTHS` with the least loss on the
-    validation split. Nothing is drawn.
+    Of a classification the features are the last layer's hidden state at the prompt's last token, or at the
+    mask token of a masked model, and the classifier is multinomial logistic regression. Of a choice they are
+    the hidden state at each candidate's last token, and one linear function of them scores the candidates
+    (conditional logistic regression). Features are in float64, standardised by the train split; the fit is by
+    L-BFGS, its L2 strength the one of :data:`STRENGTHS` with the least loss on the validation split. Nothing
+    is drawn.
 
     Args:
         splits: what to evaluate on.
@@ -40,23 +71,25 @@ def probe(
         for each split ``loss`` (cross-entropy), the task's metric, ``strength`` and ``examples``.
 
     Raises:
-        UsageError: the task has no fixed classes.
+        UsageError: the task is a completion, or a choice for a masked model, which sees no candidate.
     """
-    if task.text_task.kind != "classification":
+    if task.text_task.kind == "completion" or (task.text_task.kind == "choice" and task.model_kind == "masked"):
+        whom = " for a masked model" if task.model_kind == "masked" else ""
         raise UsageError(
-            f"task {task.name!r} is a {task.text_task.kind}, and a linear probe needs classes that are fixed",
-            "Use a classification task, or evaluate without --linear-probe.",
+            f"task {task.name!r} is a {task.text_task.kind}{whom}, and a linear probe needs classes or candidates",
+            "Use another task, or evaluate without --linear-probe.",
         )
     wanted = dict.fromkeys(["train", "validation", *splits])
     data = {split: _features(model, task, split, None if split == "train" else limit, batch_size) for split in wanted}
-    features, _ = data["train"]
-    mean, spread = features.mean(0), features.std(0, correction=0).clamp(min=1e-8)
-    scaled = {split: ((values - mean) / spread, own) for split, (values, own) in data.items()}
-    classes = max(len(example.candidates) for example in task.dataset("train"))
-    fits = {strength: fit(*scaled["train"], classes, strength) for strength in STRENGTHS}
-    losses = {strength: _loss(fits[strength], *scaled["validation"]) for strength in STRENGTHS}
+    train = data["train"]
+    rows = train.features if train.present is None else train.features[train.present]
+    mean, spread = rows.mean(0), rows.std(0, correction=0).clamp(min=1e-8)
+    scaled = {split: values.scaled(mean, spread) for split, values in data.items()}
+    outputs = max(len(one.candidates) for one in task.dataset("train")) if train.present is None else 1
+    fits = {strength: _fit(scaled["train"], outputs, strength) for strength in STRENGTHS}
+    losses = {strength: float(scaled["validation"].loss(fits[strength])) for strength in STRENGTHS}
     best = min(STRENGTHS, key=lambda strength: losses[strength])
-    return {split: {**_figures(task, split, fits[best], *scaled[split]), "strength": best} for split in splits}
+    return {split: {**_figures(task, split, fits[best], scaled[split]), "strength": best} for split in splits}
 
 
 def fit(features: Tensor, labels: Tensor, classes: int, strength: float) -> Tensor:
@@ -70,15 +103,20 @@ def fit(features: Tensor, labels: Tensor, classes: int, strength: float) -> Tens
     Returns:
         float64 [D + 1, classes].
     """
-    inputs = F.pad(features, (0, 1), value=1.0)
-    weights = torch.zeros(inputs.shape[1], classes, dtype=inputs.dtype, device=inputs.device, requires_grad=True)
+    return _fit(_Split(features, labels, None), classes, strength)
+
+
+def _fit(data: _Split, outputs: int, strength: float) -> Tensor:
+    """The minimum of the penalised loss, [D + 1, outputs]; scores of candidates leave the bias at 0."""
+    shape = data.features.shape[-1] + 1, outputs
+    weights = torch.zeros(shape, dtype=data.features.dtype, device=data.features.device, requires_grad=True)
     optimizer = torch.optim.LBFGS(
         [weights], max_iter=_ITERATIONS, tolerance_grad=1e-9, tolerance_change=1e-12, line_search_fn="strong_wolfe"
     )
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        value = F.cross_entropy(inputs @ weights, labels) + strength / 2 * weights[:-1].square().sum()
+        value = data.loss(weights) + strength / 2 * weights[:-1].square().sum()
         value.backward()
         return value
 
@@ -86,30 +124,36 @@ def fit(features: Tensor, labels: Tensor, classes: int, strength: float) -> Tens
     return weights.detach()
 
 
-def _features(model: nn.Module, task: LMTask, split: str, limit: int | None, batch_size: int) -> tuple[Tensor, Tensor]:
-    """Features, float64 [N, D], and labels [N] of a split's first examples."""
+def _features(model: nn.Module, task: LMTask, split: str, limit: int | None, batch_size: int) -> _Split:
+    """Features and labels of a split's first examples."""
     encoded = task.dataset(split)[:limit]
+    whole = task.text_task.kind == "choice"
+    ends = [
+        (one, candidate if whole else ()) for one in encoded for candidate in one.candidates[: None if whole else 1]
+    ]
+    rows = [Encoded((*one.context, *end), ((0,),), 0, one.index, one.mask_at) for one, end in ends]
     parts = []
     with torch.inference_mode(), evaluating(model):
-        for first in range(0, len(encoded), batch_size):
-            members = encoded[first : first + batch_size]
-            prompts = [Encoded(one.context, ((0,),), 0, one.index, one.mask_at) for one in members]
-            batch = on_device(task.collate(prompts), model)
+        for first in range(0, len(rows), batch_size):
+            batch = on_device(task.collate(rows[first : first + batch_size]), model)
             parts.append(last_hidden(model, batch).double())
     # Tensors made in inference mode cannot take part in the fit; a copy made outside can.
     features = torch.cat(parts).clone()
-    return features, torch.tensor([one.label for one in encoded], device=features.device)
+    labels = torch.tensor([one.label for one in encoded], device=features.device)
+    if not whole:
+        return _Split(features, labels, None)
+    counts = torch.tensor([len(one.candidates) for one in encoded], device=features.device)
+    present = torch.arange(int(counts.max()), device=features.device) < counts[:, None]
+    padded = features.new_zeros(*present.shape, features.shape[-1])
+    padded[present] = features
+    return _Split(padded, labels, present)
 
 
-def _loss(weights: Tensor, features: Tensor, labels: Tensor) -> float:
-    return float(F.cross_entropy(F.pad(features, (0, 1), value=1.0) @ weights, labels))
-
-
-def _figures(task: LMTask, split: str, weights: Tensor, features: Tensor, labels: Tensor) -> dict[str, Any]:
-    chosen = (F.pad(features, (0, 1), value=1.0) @ weights).argmax(-1).tolist()
-    examples = task.text_task.examples(split)[: len(labels)]
+def _figures(task: LMTask, split: str, weights: Tensor, data: _Split) -> dict[str, Any]:
+    chosen = data.logits(weights).argmax(-1).tolist()
+    examples = task.text_task.examples(split)[: len(data.labels)]
     texts = [example.named[at] for example, at in zip(examples, chosen, strict=True)]
     name = task.text_task.metric
     groups = [example.group for example in examples]
     value = measure(get_metric(name), texts, [example.accepted for example in examples], groups)
-    return {"loss": _loss(weights, features, labels), name: value, "examples": len(labels)}
+    return {"loss": float(data.loss(weights)), name: value, "examples": len(data.labels)}

@@ -62,9 +62,10 @@ def plan(
     if tuner is None and config.tuner is not None:
         tuner = Tuner.from_pretrained(config.tuner)
     problems = _problems(config, model, task, tuner)
-    if config.optimizer in FIRST_ORDER and (objective is not None or config.objective != LOSS):
+    if _differentiates(config) and (objective is not None or config.objective != LOSS):
         name = config.objective if objective is None else objective_name(objective)
-        problems.append((f"{config.optimizer} needs a gradient, and {name} has none", "Use a zeroth-order method."))
+        remedy = "Use a zeroth-order method that takes differences, such as mezo."
+        problems.append((f"{config.optimizer} needs a gradient, and {name} has none", remedy))
     if problems:
         raise UsageError("; ".join(cause for cause, _ in problems), " ".join(remedy for _, remedy in problems))
     name = config.optimizer or LEARNED
@@ -97,6 +98,14 @@ def plan(
         "output_dir": config.output_dir or _default_folder(config, name, base, task),
     }
     return Plan(config.model_copy(update=resolved), tuner, sources, objective)
+
+
+def _differentiates(config: FinetuneConfig) -> bool:
+    """Whether the method takes derivatives of the loss: a first-order baseline, or exact ones along directions."""
+    kind = METHODS[config.optimizer or LEARNED]
+    estimator = kind.model_fields.get("estimator")
+    default = None if estimator is None else estimator.default
+    return config.optimizer in FIRST_ORDER or config.hyper.get("estimator", default) == "derivative"
 
 
 def _problems(

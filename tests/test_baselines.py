@@ -140,6 +140,31 @@ def test_a_probe_finds_what_the_features_hold(family: str, tmp_path: Path) -> No
     assert same_bits(loaded.model, before)
 
 
+class Pairs(Numbers):
+    """The right one of two or three candidates is the one that says so, and stands anywhere."""
+
+    kind = "choice"
+
+    def examples(self, split: str) -> list[Example]:
+        first = {"train": 0, "validation": 60, "test": 90}[split]
+        made = []
+        for k in range(first, first + (60 if split == "train" else 30)):
+            candidates = [f" a {k % 7} bad", f" the {k % 5} bad", " bad"][: 2 + k % 2]
+            candidates[(k // 2) % 2] = f" it {k % 3} good"
+            made.append(Example(f"no {k} was", tuple(candidates), (k // 2) % 2))
+        return made
+
+
+def test_a_probe_of_a_choice_scores_candidates() -> None:
+    loaded = tiny_loaded()
+    figures = probe(loaded.model, LMTask(Pairs(), loaded.tokenizer), ["test"])["test"]
+    assert figures["accuracy"] == 1
+    assert figures["loss"] < 0.1
+    masked = tiny_loaded("roberta")
+    with pytest.raises(UsageError, match="is a choice for a masked model, and a linear probe"):
+        probe(masked.model, LMTask(Pairs(), masked.tokenizer, "masked"), ["test"])
+
+
 def test_a_probe_needs_classes() -> None:
     class Free(Numbers):
         kind = "completion"
@@ -148,5 +173,5 @@ def test_a_probe_needs_classes() -> None:
             return [Example("it was", (" great",))]
 
     loaded = tiny_loaded()
-    with pytest.raises(UsageError, match="is a completion, and a linear probe needs classes"):
+    with pytest.raises(UsageError, match="is a completion, and a linear probe needs classes or candidates"):
         probe(loaded.model, LMTask(Free(), loaded.tokenizer), ["test"])

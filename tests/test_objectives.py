@@ -117,7 +117,22 @@ def test_the_value_is_one_minus_the_metric_of_the_answers(kind: str, objective: 
     assert objective in work.evaluate(loaded.model, "validation")
 
 
-@pytest.mark.parametrize("method", sorted(OPTIMIZERS))
+#: All but those whose default takes exact derivatives of the loss.
+BY_DIFFERENCES = sorted(
+    name for name in OPTIMIZERS if OPTIMIZERS[name].model_fields["estimator"].default != "derivative"
+)
+
+
+def test_a_derivative_of_a_metric_is_refused() -> None:
+    assert set(OPTIMIZERS) - set(BY_DIFFERENCES) == {"forward-grad"}
+    loaded, _ = places()
+    for optimizer, hyper in (("forward-grad", {}), ("mezo", {"estimator": "derivative"})):
+        values = {"optimizer": optimizer, "hyper": hyper, "objective": "f1", "task": "question-colour"}
+        with pytest.raises(UsageError, match=f"{optimizer} needs a gradient, and f1 has none"):
+            plan(FinetuneConfig.build(values), model=loaded)
+
+
+@pytest.mark.parametrize("method", BY_DIFFERENCES)
 def test_every_method_takes_a_step_on_f1(method: str) -> None:
     loaded, task = places()
     work = with_objective(task, lambda predictions, references: float(len(predictions[0]) % 7) / 7)

@@ -157,6 +157,11 @@ BAD: dict[str, tuple[list[Any], list[str], str]] = {
     ),
     "no JSON": (changed(CHAT, messages="user: hi"), [], "row 7: the messages are not valid JSON"),
     "template and chat": (CHAT, ["--template", "{messages}"], "a template was given"),
+    "empty candidate": (
+        changed([{"prompt": "It", "candidates": ["red", "blue"], "label": 0}] * 12, candidates=["red", " "]),
+        [],
+        "row 7: candidate 1 is empty",
+    ),
     "shared first token": (
         [{"prompt": "It was", "candidates": ["red car", "red"], "label": 0}] * 12,
         ["--one-token"],
@@ -176,6 +181,11 @@ def test_what_cannot_be_used_is_said_with_file_and_row(
     assert message in err
     if case == "shared first token":
         assert "' red car' and ' red' begin with the same token ' red'" in err
+
+
+def test_a_label_without_text_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"a.jsonl: the label 'great' has an empty text"):
+        load_dataset_task(write("a.jsonl", LABELLED), labels={"great": " ", "terrible": "bad"})
 
 
 def test_a_candidate_without_tokens_is_said_with_file_and_row(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -212,6 +212,12 @@ class _Maker:
             raise UsageError(
                 f"{rows[0].source}: only one label, {next(iter(texts.values()), '')!r}", "Give at least two labels."
             )
+        empty = [key for key, text in texts.items() if not text.strip()]
+        if empty:
+            raise UsageError(
+                f"{rows[0].source}: the label {empty[0]!r} has an empty text, so nothing of it could be scored",
+                "Give every label some text.",
+            )
         return {key: _spaced(text) for key, text in texts.items()}
 
     def _value(self, row: Row, role: str) -> Any:
@@ -239,6 +245,11 @@ class _Maker:
             raise UsageError(f"{row.where}: {unknown('label', key, texts)}", "Give a candidate or its index.")
         if len(texts) < 2:
             raise UsageError(f"{row.where}: fewer than two candidates", "Give at least two.")
+        if "" in texts:
+            raise UsageError(
+                f"{row.where}: candidate {texts.index('')} is empty, so nothing of it could be scored",
+                "Give every candidate some text.",
+            )
         index = texts.index(key) if key in texts else int(key)
         return Example(prompt, tuple(map(_spaced, texts)), index)
 
@@ -305,7 +316,7 @@ def _texts(value: Any) -> list[str]:
             except ValueError:
                 pass
         return [item.strip() for item in value.split("|")]
-    return [_key(item) for item in value]
+    return ["" if item is None else _key(item) for item in value]
 
 
 def _spaced(text: str) -> str:
