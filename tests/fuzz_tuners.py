@@ -3,9 +3,14 @@
 Every case is a valid tuner with one mutation, and a function of the seed and its number (``--only NUMBER`` repeats
 one). It goes through the command line in this process (``zoft tuner show FOLDER``, or the conversion of a published
 file), and must end as a ``ZoftError`` with exit code 3 or 4: no traceback, no more than 5 seconds of the processor
-(and a watchdog for what hangs without using it), no more than 1 GB, nothing written beside its own folder. Where a
-mutation leaves a tuner valid, such as another digit in the recommended learning rate, it may be accepted; then it must
-bind or be refused, and its σ be finite. Mutations that damage what a tuner computes with must never be accepted.
+(and a watchdog for what hangs without using it), no more than 1 GB, nothing written beside its own folder.
+
+Some mutations leave a tuner valid: another digit in the recommended learning rate, a blank in the JSON, a bit of an
+archive that nothing reads. Such a case may be accepted, and is then checked to be valid: its σ is finite, it binds or
+is refused as incompatible, and written and read again it is the same tuner. The table counts it under ``same`` where
+it computes with exactly what the tuner without the mutation does (``Tuner.digest``), and under ``valid`` where it
+computes with other values that the layout allows; ``other`` counts every other exit code. Of a kind that damages what
+a tuner computes with, no case may be accepted.
 """
 
 from __future__ import annotations
@@ -298,6 +303,9 @@ PROGRAMS = (
     b"].",
     b"}.",
     b"N.",
+    b"N" * 1_000_001 + b".",
+    b")" + b"q\x00h\x00\x86" * 60 + b"q\x01h\x01\x93.",
+    b")" + b"q\x00h\x00\x86" * 60 + b"Q.",
     b"",
 )
 
@@ -359,6 +367,7 @@ class Outcome:
     seconds: float
     problem: str = ""
     error: str = ""
+    same: bool = False
 
 
 @dataclass
@@ -375,7 +384,9 @@ class Fuzzer:
     folder_files: Plain = field(init=False)
     archive: bytes = field(init=False)
     blocks: BlockTable = field(init=False)
+    digests: dict[bool, str] = field(init=False)
     _by_command: bool = field(init=False, default=False)
+    _same: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         self.model = build(TiedLM)
@@ -387,6 +398,8 @@ class Fuzzer:
         self.blocks = BlockTable.of(blocks.names, blocks.shapes)
         file = save_published(networks(blocks.names, hidden=8), self.root / "valid" / "published.pth", "cuda:0")
         self.archive = file.read_bytes()
+        #: What the tuners without a mutation compute with: of the folder, and of the archive.
+        self.digests = {False: tuner.digest, True: convert(file, "user/base", None, self.blocks).digest}
         file.unlink()
 
     def run(self, number: int) -> Outcome:
@@ -407,6 +420,7 @@ class Fuzzer:
         for name, content in files.items():
             content(case / name) if callable(content) else (case / name).write_bytes(content)
         self._by_command = number // len(KINDS) % 10 == 0
+        self._same = False
         began = time.process_time()
         runner = self._convert if kind in ARCHIVE_KINDS else self._show
         code, error, problem = runner(case)
@@ -417,7 +431,7 @@ class Fuzzer:
             problem = "was accepted"
         elif code not in (0, 3, 4) and not problem:
             problem = f"exit code {code}: {error}"
-        return Outcome(number, kind, code, seconds, problem, error)
+        return Outcome(number, kind, code, seconds, problem, error, self._same)
 
     def _show(self, case: Path) -> tuple[int, str, str]:
         """``zoft tuner show FOLDER``: exit code, the error, a problem."""
@@ -425,7 +439,7 @@ class Fuzzer:
         if code == 0 and not problem:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                problem = self._check(Tuner.from_pretrained(case))
+                problem = self._check(Tuner.from_pretrained(case), False)
         return code, error, problem
 
     def _convert(self, case: Path) -> tuple[int, str, str]:
@@ -441,7 +455,7 @@ class Fuzzer:
             return error.exit_code, str(error)[:300], ""
         except Exception as error:
             return 1, repr(error)[:300], ""
-        return 0, "", self._check(tuner)
+        return 0, "", self._check(tuner, True)
 
     def _command(self, *args: str) -> tuple[int, str, str]:
         """The command line in this process: exit code, the error, a problem."""
@@ -459,11 +473,17 @@ class Fuzzer:
         errors = [line for line in said.splitlines() if not line.startswith("zoft: warning")]
         return code, " ".join(errors)[:300], problem
 
-    def _check(self, tuner: Tuner) -> str:
+    def _check(self, tuner: Tuner, converted: bool) -> str:
         """What is wrong with a tuner that was accepted; empty if nothing."""
         sigma: Tensor = sigma_of(tuner)
         if not bool(torch.isfinite(sigma).all()):
             return "σ is not finite"
+        self._same = tuner.digest == self.digests[converted]
+        try:
+            if Tuner.from_folder(tuner.save_pretrained(self.root / "case" / "again")).digest != tuner.digest:
+                return "written and read again it is another tuner"
+        except ZoftError as error:
+            return f"written again it is refused: {error}"[:300]
         try:
             tuner.bind(self.model)
         except ZoftError as error:
@@ -495,6 +515,16 @@ def fuzz(seed: int, numbers: Iterable[int], root: Path) -> list[Outcome]:
     return outcomes
 
 
+#: How a case can end; the module says what they are.
+CLASSES = ("exit 3", "exit 4", "same", "valid", "other")
+
+
+def _class(outcome: Outcome) -> str:
+    if outcome.code == 0:
+        return "same" if outcome.same else "valid"
+    return f"exit {outcome.code}" if outcome.code in (3, 4) else "other"
+
+
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -513,13 +543,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         chosen = [number for number in numbers if given.kind in list(KINDS)[number % len(KINDS)]]
         outcomes = fuzz(given.seed, chosen, Path(folder))
-    table: dict[str, Counter[int]] = {kind: Counter() for kind in KINDS}
+    table: dict[str, Counter[str]] = {kind: Counter() for kind in KINDS}
     for outcome in outcomes:
-        table[outcome.kind][outcome.code] += 1
-    print(f"{'mutation':32}{'cases':>7}{'exit 3':>8}{'exit 4':>8}{'valid':>8}{'other':>8}")
+        table[outcome.kind][_class(outcome)] += 1
+    table["all"] = sum(table.values(), Counter())
+    print(f"{'mutation':32}{'cases':>7}" + "".join(f"{name:>8}" for name in CLASSES))
     for kind, counts in table.items():
-        other = sum(n for code, n in counts.items() if code not in (0, 3, 4))
-        print(f"{kind:32}{counts.total():7}{counts[3]:8}{counts[4]:8}{counts[0]:8}{other:8}")
+        print(f"{kind:32}{counts.total():7}" + "".join(f"{counts[name]:8}" for name in CLASSES))
     problems = [outcome for outcome in outcomes if outcome.problem]
     for outcome in problems[:20]:
         print(f"case {outcome.number} ({outcome.kind}): {outcome.problem}")

@@ -6,6 +6,7 @@ import json
 import os
 import struct
 import sys
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,10 @@ PROGRAMS: dict[str, tuple[bytes, str]] = {
     "other values": (b"}X\x01\x00\x00\x00aK\x01s.", "a is no Sequential"),
     "keys that are no text": (b"}K\x01K\x02s.", "no pairs of a text and a value"),
     "nothing": (b"", "is damaged"),
+    # 2**60 tuples for whoever writes them out
+    "a name that is a bomb": (b")" + b"q\x00h\x00\x86" * 60 + b"q\x01h\x01\x93.", "a name that is no text"),
+    "a storage that is a bomb": (b")" + b"q\x00h\x00\x86" * 60 + b"Q.", "is damaged"),
+    "a program without end": (b"N" * 1_000_001 + b".", "longer than any tuner's"),
 }
 
 
@@ -208,6 +213,11 @@ def test_other_networks_are_refused(tmp_path: Path) -> None:
     for name, (module, message) in wrong.items():
         with pytest.raises(ArtifactError, match=message):
             convert(hostile({name: module}, tmp_path), "user/base")
+    for name in ("", " a", "a" * 513, "a\nb"):  # the layout could not hold them
+        with pytest.raises(ArtifactError, match="is no name of a parameter"):
+            convert(hostile(networks([name], hidden=2), tmp_path), "user/base")
+    with pytest.raises(ArtifactError, match=r"hidden units of shape \(65537,\)"):
+        convert(hostile(networks(["a"], hidden=65537), tmp_path), "user/base")
     different = {**networks(["a"], hidden=4), **networks(["b"], hidden=8)}
     with pytest.raises(ArtifactError, match="network of b has"):
         convert(hostile(different, tmp_path), "user/base")
@@ -242,7 +252,18 @@ def test_archives_that_are_refused(tmp_path: Path) -> None:
     huge = data[: end + 12] + struct.pack("<I", 2**32 - 16) + data[end + 16 :]  # the size of the directory
     (tmp_path / "huge.pth").write_bytes(huge)
     cases.append((tmp_path / "huge.pth", "is damaged"))
-    cases.append((tmp_path, "cannot be read"))
+    twice = tmp_path / "twice.pth"
+    twice.write_bytes(data)
+    with warnings.catch_warnings(), zipfile.ZipFile(twice, "a") as archive:
+        warnings.simplefilter("ignore")
+        archive.writestr(archive.namelist()[0], b"")
+    cases.append((twice, "two entries of the same name"))
+    entry_of_directory = data[data.index(b"PK\x01\x02") : data.index(b"PK\x01\x02", data.index(b"PK\x01\x02") + 4)]
+    (tmp_path / "many.pth").write_bytes(data[:end] + entry_of_directory * 20_001 + data[end:])
+    cases.append((tmp_path / "many.pth", "too many entries"))
+    os.mkfifo(tmp_path / "pipe.pth")
+    (tmp_path / "device.pth").symlink_to("/dev/zero")
+    cases += [(path, "is no regular file") for path in (tmp_path, tmp_path / "pipe.pth", tmp_path / "device.pth")]
     cases.append((tmp_path / "absent.pth", "cannot be read"))
     for file, message in cases:
         with pytest.raises(ArtifactError, match=message):

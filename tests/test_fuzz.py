@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.fuzz_tuners import KINDS, Outcome, fuzz
+from tests.models import TiedLM, build
+from zoft.tuner import Tuner
 
 #: A few of every kind, from another seed than the command's.
 CASES = 20 * len(KINDS)
@@ -35,3 +37,10 @@ def test_the_fuzzer_finds_what_it_looks_for(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("zoft.tuner.layout._check_blocks", lambda file, blocks: None)
     problems = {outcome.problem for outcome in fuzz(0, range(first, first + 8 * len(KINDS), len(KINDS)), tmp_path)}
     assert "was accepted" in problems
+
+
+def test_half_a_surrogate_pair_in_a_record_is_kept(tmp_path: Path) -> None:
+    """Found by the fuzzer: such a tuner could be read, and not written again."""
+    tuner = Tuner.untrained(build(TiedLM))
+    tuner.provenance = {"note": "half \ud800", "name": "σ"}
+    assert Tuner.from_pretrained(tuner.save_pretrained(tmp_path)).provenance == tuner.provenance

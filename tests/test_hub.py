@@ -125,13 +125,17 @@ def test_private_ones_need_the_token(hub: Hub, tmp_path: Path, monkeypatch: pyte
     assert "there is no tuner alice/secret on the Hub, or it is private" in fails("alice/secret").cause
     assert "HF_TOKEN" in fails("alice/secret", token="hf_bob").remedy
     assert same(Tuner.from_pretrained("alice/secret", token="hf_alice"), tuner_for())
+    hub.repos["alice/secret"].commit({"tuner_config.json": None, "tuner.pth": b"a pickle"}, "pickled")
+    assert "holds a pickle" in fails("alice/secret@pickled", token="hf_alice").cause
     assert "does not accept the token" in fails("alice/other", token="hf_stale").cause
 
 
 def test_what_may_not_be_pushed(hub: Hub, tmp_path: Path) -> None:
     published(hub, tmp_path)
-    with pytest.raises(ArtifactError, match=r"(?s)does not (accept the token|let this account).*HF_TOKEN"):
+    with pytest.raises(ArtifactError, match=r"(?s)^no token for the Hub is set.*HF_TOKEN"):
         tuner_for().push_to_hub("user/tuner")
+    with pytest.raises(ArtifactError, match=r"(?s)^the Hub does not accept the token.*HF_TOKEN"):
+        tuner_for().push_to_hub("user/tuner", token="hf_stale")
     with pytest.raises(ArtifactError, match=r"does not let this account do that to user/tuner"):
         tuner_for().push_to_hub("user/tuner", token="hf_alice")
     with pytest.raises(UsageError, match="no repository on the Hub"):

@@ -176,8 +176,8 @@ class Tuner:
         try:
             target.mkdir(parents=True, exist_ok=True)
             (target / WEIGHTS_FILE).write_bytes(weights)
-            (target / CONFIG_FILE).write_text(_json(config.to_dict()), encoding="utf-8")
-            (target / PROVENANCE_FILE).write_text(_json(self.provenance), encoding="utf-8")
+            (target / CONFIG_FILE).write_bytes(_json(config.to_dict()))
+            (target / PROVENANCE_FILE).write_bytes(_json(self.provenance))
             (target / CARD_FILE).write_text(card(config, self.provenance, name or "./FOLDER"), encoding="utf-8")
         except OSError as error:
             raise UsageError(f"cannot write the tuner to {target}: {error.strerror}", "Give another folder.") from None
@@ -304,5 +304,6 @@ def _completed(place: Resolved, revision: str | None, subfolder: str | None) -> 
     return place
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+def _json(value: Any) -> bytes:
+    # A record may hold half a surrogate pair, which UTF-8 cannot; this way it stays the escape that JSON has for it.
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")

@@ -35,6 +35,9 @@ from zoft.tuner.pickled import Archive, Module, TensorOf, refused
 #: Rows of an embedding that the public code counts for every example of a batch.
 PUBLISHED_EMBEDDING_ROWS = 15
 
+#: What the layout can hold.
+_LONGEST_NAME, _MOST_HIDDEN = 512, 2**16
+
 
 def convert(
     file: str | Path,
@@ -73,7 +76,8 @@ def convert(
     network = PertNN(len(names), config.network)
     network.load_state_dict({part: torch.from_numpy(values) for part, values in rows.items()})
     network.requires_grad_(False)
-    record = {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "archive": archive.root}
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    record = {"file": short(path.name, 256), "sha256": digest, "archive": archive.root}
     return Tuner(config, network, {CONVERTED: {**record, "names_checked": blocks is not None}})
 
 
@@ -86,10 +90,10 @@ def _networks(archive: Archive) -> dict[str, dict[str, Any]]:
     hidden = None
     for full_name, module in content.items():
         name = canonical_name(full_name)
-        if not name.isprintable() or name in networks:
-            raise refused(archive.file, f"{short(full_name)!r} is no name of a parameter, or is there twice")
+        if short(name, _LONGEST_NAME) != name or name in networks:
+            raise refused(archive.file, f"{short(full_name)} is no name of a parameter, or is there twice")
         parts = _parts(archive, name, module)
-        hidden = hidden or parts["hidden.bias"].shape[0]
+        hidden = hidden or _hidden_units(archive, name, parts["hidden.bias"])
         expected = {
             "hidden.weight": (hidden, len(FEATURES)),
             "hidden.bias": (hidden,),
@@ -103,6 +107,12 @@ def _networks(archive: Archive) -> dict[str, dict[str, Any]]:
                 raise refused(archive.file, f"the network of {short(name)} has values that are not finite")
         networks[name] = parts
     return networks
+
+
+def _hidden_units(archive: Archive, name: str, bias: Any) -> int:
+    if bias.ndim != 1 or not 1 <= len(bias) <= _MOST_HIDDEN:
+        raise refused(archive.file, f"the network of {short(name)} has hidden units of shape {bias.shape}")
+    return len(bias)
 
 
 def _parts(archive: Archive, name: str, module: Any) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def fetch(
     if force_download and local_files_only:
         raise UsageError("force_download needs the Hub, and local_files_only forbids it", "Give one of the two.")
     names = [WEIGHTS_FILE, PROVENANCE_FILE, *([CARD_FILE] if with_card else [])]
-    with _explaining(place):
+    with _explaining(place, token=token):
         try:
             return _fetch(place, names, options)
         except Exception as error:
@@ -155,8 +155,10 @@ def push(
     Returns:
         Address of the commit or pull request.
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, get_token
 
+    if token in (None, True) and get_token() is None:
+        raise _no_token()
     api = HfApi(token=token)
     with _explaining(Resolved(repo_id, revision), cached=False):
         if not create_pr:
@@ -198,7 +200,7 @@ def _base(tags: list[str]) -> str:
 
 
 @contextmanager
-def _explaining(place: Resolved, cached: bool = True) -> Iterator[None]:
+def _explaining(place: Resolved, cached: bool = True, token: str | bool | None = None) -> Iterator[None]:
     """Within: whatever the client raises becomes an error with a cause and a remedy."""
     from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError, RemoteEntryNotFoundError
 
@@ -207,9 +209,9 @@ def _explaining(place: Resolved, cached: bool = True) -> Iterator[None]:
     except ZoftError:
         raise
     except RemoteEntryNotFoundError as error:
-        raise _no_tuner(place) from error
+        raise _no_tuner(place, token) from error
     except LocalTokenNotFoundError as error:
-        raise ArtifactError("no token for the Hub is set", "Run `hf auth login` or set HF_TOKEN.") from error
+        raise _no_token() from error
     except HFValidationError as error:
         raise UsageError(f"{str(place)!r} is no repository on the Hub", "Write user/repo.") from error
     except Exception as error:
@@ -222,12 +224,16 @@ def _explaining(place: Resolved, cached: bool = True) -> Iterator[None]:
         raise told from error
 
 
-def _no_tuner(place: Resolved) -> ArtifactError:
+def _no_token() -> ArtifactError:
+    return ArtifactError("no token for the Hub is set", "Run `hf auth login` or set HF_TOKEN.")
+
+
+def _no_tuner(place: Resolved, token: str | bool | None) -> ArtifactError:
     """The repository is there, but a file of a tuner is not: say what it holds instead."""
     from huggingface_hub import HfApi
 
     try:
-        names = HfApi().list_repo_files(place.path_or_repo, revision=place.revision)
+        names = HfApi(token=token).list_repo_files(place.path_or_repo, revision=place.revision)
     except Exception:
         names = []
     inside = f"{place.subfolder}/" if place.subfolder else ""

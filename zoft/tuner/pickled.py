@@ -38,7 +38,10 @@ ALLOWED: dict[str, str] = {
     "torch HalfStorage": "<f2",
 }
 
-_LARGEST_PROGRAM, _LARGEST_FILE, _MOST_ENTRIES = 32 * 2**20, 64 * 2**20, 100_000
+#: Limits on bytes, entries of the archive and opcodes of the program. A network needs 4 entries and some 550
+#: opcodes, so that they leave room for well over a thousand blocks and bound the time that any file can take.
+_LARGEST_PROGRAM, _LARGEST_FILE, _MOST_ENTRIES, _MOST_OPCODES = 16 * 2**20, 64 * 2**20, 20_000, 1_000_000
+_ENTRY = b"PK\x01\x02"  # begins every entry of an archive's directory
 _NEXT = "Give a file of the published tuners, as `torch.save` wrote it, or one that zoft wrote."
 
 
@@ -92,20 +95,24 @@ class Archive:
         with _damaged(file):
             if file.stat().st_size > _LARGEST_FILE:
                 raise refused(file, "it is larger than any tuner")
+            if not file.is_file():  # a pipe or a device states no size, and may never end
+                raise refused(file, "it is no regular file")
             data = file.read_bytes()
             if data[:4] != b"PK\x03\x04":
                 raise refused(file, _other_format(data[:4]))
+            if data.count(_ENTRY) > _MOST_ENTRIES:  # counted before an object is made of each
+                raise refused(file, "it has too many entries")
             # In memory a read ends where the data ends, whatever size a damaged directory states.
             self._zip = zipfile.ZipFile(io.BytesIO(data))
             entries = self._zip.infolist()
-            if len(entries) > _MOST_ENTRIES:
-                raise refused(file, "it has too many entries")
+            self._entries = {entry.filename: entry for entry in entries}
+            if len(self._entries) < len(entries):  # readers differ in which one they take
+                raise refused(file, "it has two entries of the same name")
             programs = [entry.filename for entry in entries if entry.filename.endswith("/data.pkl")]
             if len(programs) != 1:
                 raise refused(file, "it is a zip file, but not one of torch.save")
             #: Name of the folder in the archive, which torch makes of the name that was saved to.
             self.root = programs[0].removesuffix("/data.pkl")
-            self._entries = {entry.filename: entry for entry in entries}
             self._left = file.stat().st_size
             order = f"{self.root}/byteorder"
             if order in self._entries and self._bytes(order, 16) != b"little":
@@ -152,7 +159,9 @@ def interpret(program: bytes, file: Path) -> Any:
     """
     machine = _Machine(file)
     with _damaged(file):
-        for opcode, argument, _ in pickletools.genops(program):
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(program)):
+            if count >= _MOST_OPCODES:
+                raise refused(file, "its pickle is longer than any tuner's")
             if opcode.name == "STOP":
                 return machine.pop()
             machine.do(opcode.name, argument)
@@ -215,7 +224,7 @@ class _Machine:
             "BINGET": self._get,
             "LONG_BINGET": self._get,
             "GLOBAL": self._name,
-            "STACK_GLOBAL": lambda _: self._name(" ".join(map(str, self._last(2)))),
+            "STACK_GLOBAL": lambda _: self._name_of(self._last(2)),
             "SETITEM": lambda _: self._items(self._last(2)),
             "SETITEMS": lambda _: self._items(self._to_mark()),
             "REDUCE": self._reduce,
@@ -265,6 +274,12 @@ class _Machine:
             shown = "".join(c if c.isprintable() else "?" for c in text)[:120].replace(" ", ".", 1)
             raise refused(self._file, f"it names {shown}, which no tuner needs and a pickle could run")
         self._stack.append(Name(text, ALLOWED[text]))
+
+    def _name_of(self, parts: list[Any]) -> None:
+        # Nothing else is made into text: a tuple of tuples shared by the memo has exponentially much of it.
+        if not all(isinstance(part, str) for part in parts):
+            raise ValueError("a name that is no text")
+        self._name(" ".join(parts))
 
     def _items(self, flat: list[Any]) -> None:
         target = self._stack[-1]
