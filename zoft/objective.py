@@ -137,5 +137,7 @@ def _scalar(value: Tensor | float) -> float:
             raise UsageError(
                 f"the loss has shape {tuple(value.shape)}, not one value", "Return the mean over the batch."
             )
+        if value.is_complex():
+            raise UsageError("the loss is complex", "Return a real number.")
         return float(value.detach().double())
     return float(value)
