@@ -122,7 +122,7 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except (NotImplementedError, RuntimeError) as error:
-        if not any(words in str(error) for words in ("forward AD", "forward-mode", "forward mode")):
+        if not any(words in str(error) for words in ("forward AD", "forward-mode", "forward mode", "inference tensor")):
             raise
         reason = str(error).splitlines()[0].rstrip(".")
         raise UsageError(
