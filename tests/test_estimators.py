@@ -246,6 +246,17 @@ def test_schedules_need_their_ends():
         get_optimizer("mezo", epsilon_schedule="linear")
     with pytest.raises(UsageError, match="smooth_scale_schedule cosine needs smooth_scale_end"):
         get_optimizer("hizoo", smooth_scale_schedule="cosine", schedule_steps=3)
+    with pytest.raises(UsageError, match="epsilon_end has no effect while epsilon_schedule is constant"):
+        get_optimizer("mezo", epsilon_end=1e-4)
+    for first, last in ((0.0, 1e-3), (1e-3, 0.0)):
+        with pytest.raises(UsageError, match="exponential needs smooth_scale and smooth_scale_end above 0"):
+            get_optimizer(
+                "hizoo",
+                smooth_scale=first,
+                smooth_scale_end=last,
+                smooth_scale_schedule="exponential",
+                schedule_steps=3,
+            )
     method = get_optimizer("mezo", epsilon=1e-1, epsilon_schedule="exponential", epsilon_end=1e-3, schedule_steps=10)
     assert [method.epsilon_at(step) for step in (0, 5, 10, 99)] == pytest.approx([1e-1, 1e-2, 1e-3, 1e-3])
     result = measured(mlp(), method, 0.0)

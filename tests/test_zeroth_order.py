@@ -62,6 +62,8 @@ def test_wrong_use():
         zoft.ZerothOrder(model, zoft.get_optimizer("mezo"), lr=1)
     with pytest.raises(UsageError, match="unknown key 'epsilom'; did you mean epsilon"):
         zoft.ZerothOrder(model, epsilom=1e-3)
+    with pytest.raises(UsageError, match="a method is given as NoneType"):
+        zoft.ZerothOrder(model, None)
     with pytest.raises(UsageError, match="params is empty"):
         zoft.ZerothOrder(model, params=[])
 
@@ -79,6 +81,11 @@ def test_wrong_use():
         (lambda m: [m[0].bias, m[0].bias], "that is in a group already"),
         (lambda m: [{"params": [m[0].bias], "weight_decy": 1}], "unknown option 'weight_decy'; did you mean weight_de"),
         (lambda m: [{"params": [m[0].bias], "lr": -1}], "group 0: lr is -1"),
+        (lambda m: [{"params": [m[0].bias], "lr": "fast"}], "group 0: lr is 'fast'"),
+        (lambda m: [{"params": [m[0].bias], "lr": None}], "group 0: lr is None"),
+        (lambda m: [{"lr": 1}], "group 0 has no list of params"),
+        (lambda m: m[0].weight, "params is Parameter, not a list"),
+        (lambda m: 5, "params is int, not a list"),
         (lambda m: [{"params": [m[0].bias], "weight_decay": math.nan}], "group 0: weight_decay is nan"),
     ],
 )
@@ -115,6 +122,7 @@ def slope(model):
         (lambda model: model(DATA), r"shape \(8, 2\), not one value"),
         (lambda model: None, "returned NoneType, not a loss"),
         (lambda model: "0.5", "returned str, not a loss"),
+        (lambda model: model(DATA).sum() * 1j, "the loss is complex"),
         (backward, "asks for gradients, and a zeroth-order step records none"),
         (slope, "asks for gradients, and a zeroth-order step records none"),
         (backward_in_earnest, r"calls backward\(\), which a zeroth-order step has no use for"),
@@ -137,6 +145,8 @@ def test_a_closure_is_needed_and_a_loss_from_before_the_step_is_none():
     optimizer = zoft.ZerothOrder(model)
     with pytest.raises(UsageError, match="needs a closure"):
         optimizer.step()
+    with pytest.raises(UsageError, match="needs a closure"):
+        optimizer.step(loss_of(model))
     stale = loss_of(model)
     with pytest.raises(UsageError, match="computed outside the step"):
         optimizer.step(lambda: stale)

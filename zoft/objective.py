@@ -122,7 +122,7 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except (NotImplementedError, RuntimeError) as error:
-        if not any(words in str(error) for words in ("forward AD", "forward-mode", "forward mode")):
+        if not any(words in str(error) for words in ("forward AD", "forward-mode", "forward mode", "inference tensor")):
             raise
         reason = str(error).splitlines()[0].rstrip(".")
         raise UsageError(
@@ -137,5 +137,7 @@ def _scalar(value: Tensor | float) -> float:
             raise UsageError(
                 f"the loss has shape {tuple(value.shape)}, not one value", "Return the mean over the batch."
             )
+        if value.is_complex():
+            raise UsageError("the loss is complex", "Return a real number.")
         return float(value.detach().double())
     return float(value)

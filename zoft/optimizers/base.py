@@ -80,10 +80,14 @@ class ZOOptimizer(Config):
         for name in type(self).model_fields:
             if not name.endswith("_schedule"):
                 continue
-            of = name.removesuffix("_schedule")
+            of, kind = name.removesuffix("_schedule"), getattr(self, name)
             lacking = [key for key in (f"{of}_end", "schedule_steps") if getattr(self, key) is None]
-            if getattr(self, name) != "constant" and lacking:
-                raise ValueError(f"{name} {getattr(self, name)} needs {' and '.join(lacking)}")
+            if kind != "constant" and lacking:
+                raise ValueError(f"{name} {kind} needs {' and '.join(lacking)}")
+            if kind == "constant" and getattr(self, f"{of}_end") is not None:
+                raise ValueError(f"{of}_end has no effect while {name} is constant; choose another schedule")
+            if kind == "exponential" and not (getattr(self, of) > 0 and getattr(self, f"{of}_end") > 0):
+                raise ValueError(f"{name} exponential needs {of} and {of}_end above 0")
         return self
 
     @property

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import numbers
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -37,10 +38,13 @@ def check_group(group: dict[str, Any], where: str, model: nn.Module, others: Seq
         if name not in (*OPTIONS, *_OF_TORCH):
             raise UsageError(f"{where}: {unknown('option', name, OPTIONS)}")
     for name in OPTIONS:
-        value = float(group.get(name, 0.0))
-        if not (value >= 0 and math.isfinite(value)):
-            raise UsageError(f"{where}: {name} is {value:g}", "Give a finite number, 0 or greater.")
-    given = group["params"]
+        value = group.get(name, 0.0)
+        if not (isinstance(value, numbers.Real | Tensor) and value >= 0 and math.isfinite(value)):
+            shown = f"{float(value):g}" if isinstance(value, numbers.Real | Tensor) else repr(value)
+            raise UsageError(f"{where}: {name} is {shown}", "Give a finite number, 0 or greater.")
+    given = group.get("params")
+    if not isinstance(given, Iterable):
+        raise UsageError(f"{where} has no list of params", 'Give dictionaries such as {"params": ..., "lr": ...}.')
     group["params"] = [given] if isinstance(given, Tensor) else list(given)
     tensors = [entry[1] if isinstance(entry, tuple) else entry for entry in group["params"]]
     mine = {id(parameter) for parameter in model.parameters()}

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from zoft.blocks import Blocks
 from zoft.errors import UsageError
@@ -79,6 +79,10 @@ class ZerothOrder(torch.optim.Optimizer):
 
         if isinstance(method, str):
             method = get_optimizer(method, **hyper)
+        elif not isinstance(method, ZOOptimizer):
+            raise UsageError(
+                f"a method is given as {type(method).__name__}", "Give its name, or zoft.get_optimizer(...)."
+            )
         elif hyper:
             raise UsageError(f"{', '.join(hyper)} given beside a finished method", "Set them in the method itself.")
         self.method = method
@@ -90,6 +94,10 @@ class ZerothOrder(torch.optim.Optimizer):
         self._check_closure = check_closure
         self._method_state: State = {}
         self._step = 0
+        if isinstance(params, Tensor | str) or not isinstance(params, Iterable | None):
+            raise UsageError(
+                f"params is {type(params).__name__}, not a list", "Give parameters of the model, or groups."
+            )
         groups = [b.parameter for b in Blocks.of(model)] if params is None else list(params)
         if not groups:
             raise UsageError("params is empty", "Give parameters of the model, or leave params out to train all.")
@@ -141,7 +149,7 @@ class ZerothOrder(torch.optim.Optimizer):
             UsageError: no closure, or it does not return a scalar, asks for gradients, or gives other values at
                 the same parameters (with ``check_closure``); or no parameter is trainable.
         """
-        if closure is None:
+        if not callable(closure):
             raise UsageError("a zeroth-order step needs a closure that computes the loss", "Call step(lambda: loss).")
         if self._check_closure:
             check_same_twice(objective_of(closure, self.model, self.blocks))
