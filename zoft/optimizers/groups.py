@@ -38,9 +38,10 @@ def check_group(group: dict[str, Any], where: str, model: nn.Module, others: Seq
         if name not in (*OPTIONS, *_OF_TORCH):
             raise UsageError(f"{where}: {unknown('option', name, OPTIONS)}")
     for name in OPTIONS:
-        value = group.get(name, 0.0)
-        if not (isinstance(value, numbers.Real | Tensor) and value >= 0 and math.isfinite(value)):
-            shown = f"{float(value):g}" if isinstance(value, numbers.Real | Tensor) else repr(value)
+        given_value = group.get(name, 0.0)
+        value = float(given_value) if isinstance(given_value, numbers.Real | Tensor) else math.nan
+        if not (value >= 0 and math.isfinite(value)):
+            shown = repr(given_value) if isinstance(given_value, str) or given_value is None else f"{value:g}"
             raise UsageError(f"{where}: {name} is {shown}", "Give a finite number, 0 or greater.")
     given = group.get("params")
     if not isinstance(given, Iterable):
