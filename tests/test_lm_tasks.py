@@ -344,9 +344,9 @@ def test_errors_name_task_split_and_example() -> None:
 
 
 def test_the_registry() -> None:
-    assert len(TASKS) == 30
+    assert len(TASKS) == 28
     assert sorted(name for role in ROLES for name in tasks_with_role(role, offline=False)) == sorted(TASKS)
-    assert sum(len(tasks_with_role(role)) for role in ROLES) == 15
+    assert sum(len(tasks_with_role(role)) for role in ROLES) == 13
     for name in TASKS:
         task = get_task(name)
         assert task.name == name

@@ -156,7 +156,12 @@ def test_the_rounding_of_a_step_is_its_own():
 
 def test_interrupt_waits_for_the_end_of_an_update():
     reached = False
-    with pytest.raises(KeyboardInterrupt), uninterrupted():
-        os.kill(os.getpid(), signal.SIGINT)
-        reached = True
+    # A shell starts its background jobs with the signal ignored, and Python then leaves it so.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), uninterrupted():
+            os.kill(os.getpid(), signal.SIGINT)
+            reached = True
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert reached
