@@ -262,7 +262,7 @@ def markdown(tasks: Sequence[TaskSummary], reference: str, notes: Iterable[str] 
     undecided = [task.task for task in tasks if not task.decided]
     lines += ["", f"Counted: {', '.join(task.task for task in decided) or 'no task'}."]
     if undecided:
-        lines.append(f"Undecided, left out of the counts (no method leaves zero-shot): {', '.join(undecided)}.")
+        lines.append(f"Undecided, left out of the counts (no method is 2 % below zero-shot, beyond the spread over its seeds): {', '.join(undecided)}.")
     for task in tasks:
         lines += ["", *_task_lines(task, reference)]
     lines += ["", *_legend(tasks, reference), *notes]
