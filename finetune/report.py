@@ -24,6 +24,8 @@ from finetune.sweep import Record
 #: How far below zero-shot and guessing, relative to them, a mean loss must lie for a task to be decided.
 DECIDED_MARGIN = 0.02
 
+_UNDECIDED = f"no method is {DECIDED_MARGIN:.0%} below zero-shot, beyond the spread over its seeds"
+
 #: Two-sided 95 % quantiles of Student's t for 1, 2, ... degrees of freedom; beyond the table 2.
 _STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145)
 
@@ -262,7 +264,7 @@ def markdown(tasks: Sequence[TaskSummary], reference: str, notes: Iterable[str] 
     undecided = [task.task for task in tasks if not task.decided]
     lines += ["", f"Counted: {', '.join(task.task for task in decided) or 'no task'}."]
     if undecided:
-        lines.append(f"Undecided, left out of the counts (no method is 2 % below zero-shot, beyond the spread over its seeds): {', '.join(undecided)}.")
+        lines.append(f"Undecided, left out of the counts ({_UNDECIDED}): {', '.join(undecided)}.")
     for task in tasks:
         lines += ["", *_task_lines(task, reference)]
     lines += ["", *_legend(tasks, reference), *notes]
