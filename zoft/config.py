@@ -119,7 +119,9 @@ def _sentence(cls: type[BaseModel], item: Any) -> str:
     if not location:
         return message
     given = f"{item['input']!r}"
-    suffix = "" if given in message else f" (given: {given})"
+    # A validator of ours that looks into a mapping or a list says itself which part of it is wrong.
+    told = given in message or (item["type"] == "value_error" and isinstance(item["input"], Mapping | list | tuple))
+    suffix = "" if told else f" (given: {given})"
     return f"{'.'.join(location)}: {message[:1].lower()}{message[1:]}{suffix}"
 
 
