@@ -119,8 +119,10 @@ def _sentence(cls: type[BaseModel], item: Any) -> str:
     if not location:
         return message
     given = f"{item['input']!r}"
-    # A validator of ours that looks into a mapping or a list says itself which part of it is wrong.
-    told = given in message or (item["type"] == "value_error" and isinstance(item["input"], Mapping | list | tuple))
+    told = given in message
+    if item["type"] == "value_error":
+        # Our own validators say what they were given, and which part of a mapping or list is wrong.
+        told = told or isinstance(item["input"], Mapping | list | tuple) or str(item["input"]) in message
     suffix = "" if told else f" (given: {given})"
     return f"{'.'.join(location)}: {message[:1].lower()}{message[1:]}{suffix}"
 
