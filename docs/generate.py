@@ -220,7 +220,7 @@ def index() -> str:
     """docs/optimizers/index.md."""
     blocks = reference_blocks()
     rows = [
-        f"| method | | forward passes a step | state, {blocks.numel / 1e6:.0f}M parameters | |",
+        f"| method | | forward passes a step | state, {blocks.numel / 1e6:.1f}M parameters | |",
         "|---|---|---|---|---|",
     ]
     for name, cls in OPTIMIZERS.items():

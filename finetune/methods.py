@@ -58,6 +58,19 @@ def with_all(entries: Sequence[str]) -> list[str]:
     return [name for entry in entries for name in (rest if entry == ALL else [entry])]
 
 
+def baselines(config: CompareConfig) -> list[MethodPlan]:
+    """The methods without a tuner; needs no model.
+
+    Raises:
+        UsageError: a wrong method or hyper-parameter.
+    """
+    plans = []
+    for entry in map(MethodEntry.parse, with_all(config.optimizers)):
+        method = get_optimizer(entry.name, **{"epsilon": config.epsilon, **entry.hyper})
+        plans.append(MethodPlan(entry.label, entry.name, entry.hyper, method.forwards))
+    return plans
+
+
 def plan_methods(config: CompareConfig, bench: Bench) -> list[MethodPlan]:
     """The baselines, then the untrained controls, then the tuners.
 
@@ -68,10 +81,7 @@ def plan_methods(config: CompareConfig, bench: Bench) -> list[MethodPlan]:
         UsageError: a wrong method or hyper-parameter, or a tuner learned with another kind of noise.
         ArtifactError, IncompatibleError: a tuner cannot be read, or does not fit the base.
     """
-    plans = []
-    for entry in config.entries:
-        method = get_optimizer(entry.name, **{"epsilon": config.epsilon, **entry.hyper})
-        plans.append(MethodPlan(entry.label, entry.name, entry.hyper, method.forwards))
+    plans = baselines(config)
     tuners = {label: _read(label, folder, config, bench) for label, folder in config.tuners.items()}
     controls: dict[str, TunerSource] = {}
     members: dict[str, list[str]] = {}

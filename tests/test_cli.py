@@ -262,6 +262,12 @@ MODEL_AND_TASK = ["--model", "zoft-base", "--task", HELD_OUT]
         (["finetune", *MODEL_AND_TASK], ["no method is given", "mezo"]),
         (["finetune", *MODEL_AND_TASK, "--optimizer", "hizo"], ["unknown optimizer 'hizo'", "hizoo"]),
         (["finetune", *MODEL_AND_TASK, "--optimizer", "mezo", "--smooth-scale", "1"], ["one of hizoo"]),
+        (
+            ["finetune", *MODEL_AND_TASK, "--optimizer", "forward-grad", "--objective", "f1"],
+            ["forward-grad needs a gradient, and f1 has none", "such as mezo"],
+        ),
+        (["compare", "--dry-run", "--optimizers", "mezo,hizo"], ["unknown optimizer 'hizo'; did you mean hizoo"]),
+        (["compare", "--dry-run", "--optimizers", "hizoo:smooth_scal=1e-3"], ["did you mean smooth_scale"]),
         (["finetune", *MODEL_AND_TASK, "--optimizer", "mezo", "--steps", "x", "--seed", "-1"], ["steps: ", "seed: "]),
         (["finetune", "--config", "absent.yaml"], ["cannot read absent.yaml"]),
         (["finetune", "--columns", "text"], ["not name=value"]),
@@ -278,6 +284,19 @@ def test_usage_errors(args: list[str], words: list[str], capsys: pytest.CaptureF
     assert one_or_two_lines(err)
     for word in words:
         assert word in err
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ("mezo --epsilon -1", "hyper: mezo: epsilon: input should be greater than 0 (given: '-1')"),
+        ("mezo --directions 0", "hyper: mezo: directions: input should be greater than or equal to 1 (given: '0')"),
+        ("hizoo+lozo", "optimizer: hizoo+lozo cannot be composed: hizoo and lozo both shape the direction"),
+    ],
+)
+def test_a_wrong_value_is_shown_once(options: str, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "finetune", *MODEL_AND_TASK, "--optimizer", *options.split())
+    assert (code, err) == (2, f"zoft: error: zoft finetune: {sentence}\nCorrect the value.\n")
 
 
 def test_unknown_keys_of_a_file_are_named_together(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -118,6 +119,68 @@ def test_a_model_without_forward_mode_is_refused():
         optimizer.step(lambda: model(DATA))
     assert same_bits(model, before)
     assert optimizer.step(lambda: loss(model)) > optimizer.step(lambda: loss(model))
+
+
+def inferred(value):
+    with torch.inference_mode():
+        return value()
+
+
+ANOTHER = mlp(seed=1)
+CUT_OFF = {
+    "a metric": lambda model: (model(DATA).argmax(1) == TARGET.argmax(1)).float().mean(),
+    "item": lambda model: torch.tensor(loss(model).item()),
+    "detached": lambda model: loss(model).detach(),
+    "inference mode": lambda model: inferred(lambda: loss(model)),
+    "half of it": lambda model: inferred(lambda: model(DATA)).square().mean(),
+    "of another model": lambda model: loss(ANOTHER),
+}
+
+
+@pytest.mark.parametrize("outside", [nullcontext, torch.inference_mode])
+@pytest.mark.parametrize("kind", CUT_OFF)
+@pytest.mark.parametrize(("name", "hyper"), [("forward-grad", {}), ("zo-adam", {"estimator": "derivative"})])
+def test_a_loss_that_is_cut_off_from_the_parameters_has_no_derivative(name, hyper, kind, outside):
+    """Its tangent is missing, which is no derivative of 0: nothing may be trained on it in silence."""
+    model = mlp()
+    before = bits(model)
+    optimizer = ZerothOrder(model, name, lr=1e-2, **hyper)
+    with outside(), pytest.raises(UsageError, match="the loss has no derivative with respect to what is") as caught:
+        optimizer.step(lambda: CUT_OFF[kind](model))
+    assert "mezo" in caught.value.remedy
+    assert same_bits(model, before)
+    assert optimizer.last is None
+
+
+def test_the_derivative_does_not_depend_on_the_mode_that_a_step_is_called_in():
+    """Gradients need not be recorded for it, also within the closure."""
+
+    def slope(outside, inside):
+        model = mlp()
+        optimizer = ZerothOrder(model, "forward-grad", lr=1e-2)
+
+        def closure():
+            with inside():
+                return loss(model)
+
+        with outside():
+            optimizer.step(closure)
+        return optimizer.last.projected_gradient, bits(model)
+
+    expected, moved = slope(nullcontext, nullcontext)
+    assert expected != 0
+    for outside in (torch.no_grad, torch.inference_mode, torch.enable_grad):
+        value, weights = slope(outside, nullcontext)
+        assert value == expected
+        assert all(torch.equal(a, b) for a, b in zip(weights, moved, strict=True))
+    assert slope(nullcontext, torch.no_grad)[0] == expected
+
+
+def test_one_batch_of_several_without_a_derivative_is_found():
+    model = mlp()
+    objective = Objective(model, lambda m, batch: loss(m).detach() if batch else loss(m), [0, 1])
+    with pytest.raises(UsageError, match="the loss has no derivative"):
+        measured(model, get_optimizer("forward-grad"), objective=objective)
 
 
 def test_forward_grad_leaves_frozen_and_tied_parameters_to_themselves():

@@ -18,7 +18,7 @@ from zoft.blocks import Blocks
 from zoft.errors import UsageError
 from zoft.noise import Key, get_noise
 from zoft.objective import Objective
-from zoft.optimizers import OPTIMIZERS, get_optimizer
+from zoft.optimizers import OPTIMIZERS, ZerothOrder, get_optimizer
 from zoft.perturb import Perturber
 from zoft.step import zo_step
 from zoft.tasks.base import Example, TextTask
@@ -130,6 +130,22 @@ def test_a_derivative_of_a_metric_is_refused() -> None:
         values = {"optimizer": optimizer, "hyper": hyper, "objective": "f1", "task": "question-colour"}
         with pytest.raises(UsageError, match=f"{optimizer} needs a gradient, and f1 has none"):
             plan(FinetuneConfig.build(values), model=loaded)
+
+
+@pytest.mark.parametrize("kind", ["completion", "classification"])
+def test_a_metric_has_no_derivative_however_a_step_comes_to_it(kind: str, tmp_path: Path) -> None:
+    """Below the configuration, as from a Trainer or a loop of one's own: never a derivative of 0."""
+    from zoft.tasks.dataset import load_dataset_task
+
+    loaded, task = places()
+    if kind == "classification":
+        task = LMTask(load_dataset_task(str(write_reviews(tmp_path))), loaded.tokenizer, max_length=128)
+    work = with_objective(task, "f1")
+    before = bits(loaded.model)
+    objective = Objective(loaded.model, work.loss, [next(work.train_batches(2, seed=1))])
+    with pytest.raises(UsageError, match="the loss has no derivative with respect to what is trained: it is a metric"):
+        ZerothOrder(loaded.model, "forward-grad", lr=1e-2).step_on(objective)
+    assert same_bits(loaded.model, before)
 
 
 @pytest.mark.parametrize("method", BY_DIFFERENCES)

@@ -71,8 +71,28 @@ def test_wrong_use():
 @pytest.mark.parametrize(
     ("groups", "message"),
     [
-        (lambda m: [{"params": m[0].parameters()}, {"params": [nn.Parameter(torch.ones(2))]}], "group 1 has no train"),
-        (lambda m: [{"params": [m[0].weight.requires_grad_(False)]}, {"params": [m[0].bias]}], "group 0 has no train"),
+        (
+            lambda m: [{"params": m[0].parameters()}, {"params": [nn.Parameter(torch.ones(2))]}],
+            r"group 1 has a tensor of shape \(2,\) that is no parameter of the model",
+        ),
+        (
+            lambda m: [{"params": [m[0].weight.requires_grad_(False)]}, {"params": [m[0].bias]}],
+            "group 0 has no trainable parameter: all of it is frozen",
+        ),
+        (lambda m: [{"params": m[0].parameters()}, {"params": []}], "group 1 is empty"),
+        (lambda m: mlp().parameters(), r"group 0 has a tensor of shape \(7, 5\) that is no parameter of the model"),
+        (lambda m: ["0.weight"], "group 0 has an entry of type str, not a parameter"),
+        (lambda m: [m[0]], "group 0 has an entry of type Linear, not a parameter"),
+        (lambda m: [("a", m[0].weight, 1)], "group 0 has an entry of type tuple, not a parameter"),
+        (lambda m: [("a", m[0].weight), m[0].bias], "group 0: some parameters are given with names and some without"),
+        (
+            lambda m: [{"params": m[0].named_parameters()}, {"params": m[2].parameters()}],
+            "group 1: some parameters are given with names and some without",
+        ),
+        (lambda m: [{"params": [m[0].bias]}, m[0].weight], "group 1 is Parameter, not a dictionary"),
+        (lambda m: [{"params": {"bias": m[0].bias}}], "group 0 has no list of params"),
+        (lambda m: {"params": [m[0].bias]}, "params is dict, not a list"),
+        (lambda m: m, "params is Sequential, not a list"),
         (lambda m: [m[0].weight, nn.Parameter(torch.ones(2, 3))], r"group 0 has a tensor of shape \(2, 3\) that is no"),
         (
             lambda m: [{"params": [m[0].bias]}, {"params": [m[0].bias]}],
@@ -91,8 +111,34 @@ def test_wrong_use():
 )
 def test_wrong_groups(groups, message):
     model = mlp()
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(UsageError, match=message) as caught:
         zoft.ZerothOrder(model, params=groups(model))
+    assert len(str(caught.value).splitlines()) <= 2
+
+
+@pytest.mark.parametrize(
+    ("wrong", "described"),
+    [
+        (lambda m: "mezo", "the name 'mezo'"),
+        (lambda m: list(m.parameters()), "parameters"),
+        (lambda m: m.parameters(), "parameters"),
+        (lambda m: m[0].weight, "a tensor"),
+        (lambda m: m.state_dict(), "an object of type OrderedDict"),
+        (lambda m: None, "an object of type NoneType"),
+    ],
+)
+def test_the_model_is_needed(wrong, described):
+    """Not its parameters alone, as for other optimizers of torch: a step runs it."""
+    with pytest.raises(UsageError) as caught:
+        zoft.ZerothOrder(wrong(mlp()), lr=1e-3)
+    cause, remedy = str(caught.value).splitlines()
+    assert cause.startswith(f"ZerothOrder is given {described}, not the model: it runs the model at perturbed weights")
+    assert "params=" in remedy
+
+
+def test_a_frozen_model_has_nothing_to_train():
+    with pytest.raises(UsageError, match="the model has no trainable parameter"):
+        zoft.ZerothOrder(mlp().requires_grad_(False))
 
 
 def backward(model):

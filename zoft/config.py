@@ -119,7 +119,11 @@ def _sentence(cls: type[BaseModel], item: Any) -> str:
     if not location:
         return message
     given = f"{item['input']!r}"
-    suffix = "" if given in message else f" (given: {given})"
+    told = given in message
+    if item["type"] == "value_error":
+        # Our own validators say what they were given, and which part of a mapping or list is wrong.
+        told = told or isinstance(item["input"], Mapping | list | tuple) or str(item["input"]) in message
+    suffix = "" if told else f" (given: {given})"
     return f"{'.'.join(location)}: {message[:1].lower()}{message[1:]}{suffix}"
 
 

@@ -74,7 +74,9 @@ class Objective:
             Loss and directional derivative, summed in float64; NaN where a value is not finite.
 
         Raises:
-            UsageError: the loss is no tensor, or the model uses an operator without a forward-mode derivative.
+            UsageError: the loss is no tensor or does not depend on the parameters in a way that can be
+                differentiated (a metric, or a value that was detached on the way), or the model uses an operator
+                without a forward-mode derivative.
         """
         self.calls += 2
         names = {id(parameter): name for name, parameter in self.model.named_parameters()}
@@ -89,9 +91,16 @@ class Objective:
                 result: Tensor = torch.func.functional_call(caller, dict(zip(keys, values, strict=True)), ())
                 return result
 
-            # Only the plain attention kernel has a forward-mode derivative.
-            with torch.no_grad(), evaluating(self.model), sdpa_kernel(SDPBackend.MATH), _explained():
-                result = torch.func.jvp(loss, primals, tangents)
+            # Only the plain attention kernel has a forward-mode derivative, and inference mode has none at all.
+            with (
+                torch.inference_mode(False),
+                torch.no_grad(),
+                evaluating(self.model),
+                sdpa_kernel(SDPBackend.MATH),
+                _explained(),
+            ):
+                # Strict: a loss without a tangent is an error, not a derivative of 0.
+                result = torch.func.jvp(loss, primals, tangents, strict=True)
             pairs.append((_scalar(result[0]), _scalar(result[1])))
         if not all(math.isfinite(number) for pair in pairs for number in pair):
             return math.nan, math.nan
@@ -118,11 +127,19 @@ class _Caller(nn.Module):
 
 @contextmanager
 def _explained() -> Iterator[None]:
-    """Within: an operator without a forward-mode derivative ends in one sentence."""
+    """Within: an operator without a forward-mode derivative, or a loss without a tangent, ends in one sentence."""
     try:
         yield
     except (NotImplementedError, RuntimeError) as error:
-        if not any(words in str(error) for words in ("forward AD", "forward-mode", "forward mode", "inference tensor")):
+        # The first is what a strict product says of a loss without a tangent.
+        if any(words in str(error).lower() for words in ("output of f is independent", "inference tensor")):
+            raise UsageError(
+                "the loss has no derivative with respect to what is trained: it is a metric, or was cut off on the "
+                "way, as by item(), detach() or torch.inference_mode()",
+                "Return a differentiable loss as it was computed, or choose a method that takes differences, such as "
+                "mezo.",
+            ) from None
+        if not any(words in str(error) for words in ("forward AD", "forward-mode", "forward mode")):
             raise
         reason = str(error).splitlines()[0].rstrip(".")
         raise UsageError(

@@ -260,11 +260,13 @@ def _tangents(
 ) -> list[tuple[nn.Parameter, Tensor]]:
     """Every block with its direction, in the block's shape and dtype."""
     pairs = []
-    for block in blocks:
-        tangent = torch.empty(block.shape, dtype=block.parameter.dtype, device=block.parameter.device)
-        for span in spans(block):
-            span.of(tangent).copy_(method.direction(state, span, method.draw(noise, key, span)))
-        pairs.append((block.parameter, tangent))
+    # Tensors that are made in inference mode cannot be tangents.
+    with torch.inference_mode(False), torch.no_grad():
+        for block in blocks:
+            tangent = torch.empty(block.shape, dtype=block.parameter.dtype, device=block.parameter.device)
+            for span in spans(block):
+                span.of(tangent).copy_(method.direction(state, span, method.draw(noise, key, span)))
+            pairs.append((block.parameter, tangent))
     return pairs
 
 

@@ -58,11 +58,11 @@ def directions(step, draw, part=0):
     return [NOISE.block(Key(SEED, step, draw, part), block).double().numpy() for block in BLOCKS]
 
 
-def factors(index, step, kept, rank=2):
+def factors(index, step, kept, draw=0, rank=2):
     """U of a step and V of the step that it was drawn in, for a block of the MLP."""
     rows, columns = BLOCKS[index].shape
-    u = NOISE(Key(SEED, step), Span(BLOCKS[index], 0, rows * rank)).double().numpy()
-    v = NOISE(Key(SEED, kept, 0, 1), Span(BLOCKS[index], 0, columns * rank)).double().numpy()
+    u = NOISE(Key(SEED, step, draw), Span(BLOCKS[index], 0, rows * rank)).double().numpy()
+    v = NOISE(Key(SEED, kept, draw, 1), Span(BLOCKS[index], 0, columns * rank)).double().numpy()
     return u.reshape(rows, rank), v.reshape(columns, rank)
 
 
@@ -81,7 +81,16 @@ def compare(record_property, request):
     return check
 
 
-@pytest.mark.parametrize("hyper", [{}, {"directions": 3}, {"weight_decay": 0.1}, {"estimator": "one-sided"}])
+@pytest.mark.parametrize(
+    "hyper",
+    [
+        {},
+        {"directions": 3},
+        {"weight_decay": 0.1},
+        {"estimator": "one-sided"},
+        {"estimator": "one-sided", "directions": 3, "weight_decay": 0.1},
+    ],
+)
 def test_mezo(hyper, compare):
     model, _ = run("mezo", **hyper)
     names = {"directions": "n"}
@@ -91,14 +100,15 @@ def test_mezo(hyper, compare):
     compare("mezo", model, transcripts.mezo(initial(), loss, directions, STEPS, LR, EPSILON, **options), 1e-10)
 
 
-@pytest.mark.parametrize(
-    ("kind", "epsilon"),
-    [
-        ("linear", lambda t: 1e-2 + min(t / 8, 1) * (1e-3 - 1e-2)),
-        ("cosine", lambda t: 1e-3 + (1e-2 - 1e-3) * 0.5 * (1 + np.cos(np.pi * min(t / 8, 1)))),
-        ("exponential", lambda t: 1e-2 * 0.1 ** min(t / 8, 1)),
-    ],
-)
+#: Courses from 1e-2 to 1e-3 within 8 steps.
+COURSES = {
+    "linear": lambda t: 1e-2 + min(t / 8, 1) * (1e-3 - 1e-2),
+    "cosine": lambda t: 1e-3 + (1e-2 - 1e-3) * 0.5 * (1 + np.cos(np.pi * min(t / 8, 1))),
+    "exponential": lambda t: 1e-2 * 0.1 ** min(t / 8, 1),
+}
+
+
+@pytest.mark.parametrize(("kind", "epsilon"), COURSES.items())
 def test_epsilon_schedules(kind, epsilon, compare):
     model, _ = run("mezo", epsilon=1e-2, epsilon_schedule=kind, epsilon_end=1e-3, schedule_steps=8)
     compare("mezo", model, transcripts.mezo(initial(), loss, directions, STEPS, LR, epsilon), 1e-10)
@@ -112,9 +122,12 @@ def test_zo_sgd_sign(elementwise, n, compare):
     compare("zo-sgd-sign", model, expected, 1e-12)
 
 
-def test_zo_sgd_mmt(compare):
-    model, _ = run("zo-sgd-mmt", momentum=0.8)
-    compare("zo-sgd-mmt", model, transcripts.zo_sgd_mmt(initial(), loss, directions, STEPS, LR, EPSILON, 0.8), 1e-10)
+@pytest.mark.parametrize(("n", "decay", "estimator"), [(1, 0.0, "central"), (1, 0.1, "central"), (3, 0.1, "one-sided")])
+def test_zo_sgd_mmt(n, decay, estimator, compare):
+    model, _ = run("zo-sgd-mmt", momentum=0.8, weight_decay=decay, directions=n, estimator=estimator)
+    along = {"central": transcripts.central, "one-sided": transcripts.one_sided}[estimator]
+    expected = transcripts.zo_sgd_mmt(initial(), loss, directions, STEPS, LR, EPSILON, 0.8, n, decay, along)
+    compare("zo-sgd-mmt", model, expected, 1e-10)
 
 
 def test_zo_sgd_cons(compare):
@@ -168,9 +181,12 @@ def test_fzoo(compare):
     compare("fzoo", model, transcripts.fzoo(initial(), loss, signs, STEPS, 1e-6, 1e-4, 4), 1e-8)
 
 
-def test_lozo(compare):
-    model, _ = run("lozo", rank=2, interval=5)
-    expected = transcripts.lozo(initial(), loss, factors, directions, STEPS, LR, EPSILON, 2, 5)
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("interval", [1, 5, 50])
+def test_lozo(interval, n, compare):
+    """V drawn at every step, at three of the twelve, and at the first alone."""
+    model, _ = run("lozo", rank=2, interval=interval, directions=n)
+    expected = transcripts.lozo(initial(), loss, factors, directions, STEPS, LR, EPSILON, 2, interval, n=n)
     compare("lozo", model, expected, 1e-10)
 
 
@@ -193,16 +209,27 @@ def test_hizoo_smooth_scale_schedule(compare):
     compare("hizoo", model, transcripts.hizoo(initial(), loss, directions, STEPS, LR, EPSILON, alpha)[0], 1e-8)
 
 
+@pytest.mark.parametrize(("kind", "course"), COURSES.items())
+def test_hizoo_with_both_schedules_and_weight_decay(kind, course, compare):
+    """ε and α take the same course, and H is learned at the ε of its step."""
+    kinds = {"smooth_scale_schedule": kind, "epsilon_schedule": kind}
+    ends = {"smooth_scale_end": 1e-3, "epsilon_end": 1e-3, "schedule_steps": 8}
+    model, _ = run("hizoo", epsilon=1e-2, smooth_scale=1e-2, directions=2, weight_decay=0.1, **kinds, **ends)
+    expected = transcripts.hizoo(initial(), loss, directions, STEPS, LR, course, course, 2, decay=0.1)[0]
+    compare("hizoo", model, expected, 1e-8)
+
+
 def test_hizoo_without_smoothing_is_mezo_bit_for_bit():
     hizoo, _ = run("hizoo", smooth_scale=0.0)
     mezo, _ = run("mezo")
     assert same_bits(hizoo, bits(mezo))
 
 
+@pytest.mark.parametrize("n", [1, 3])
 @pytest.mark.parametrize("alpha", [1e-6, 1e-2, 0.3])
-def test_hizoo_l(alpha, compare):
-    model, optimizer = run("hizoo-l", smooth_scale=alpha)
-    expected, rows, columns = transcripts.hizoo_l(initial(), loss, directions, STEPS, LR, EPSILON, alpha)
+def test_hizoo_l(alpha, n, compare):
+    model, optimizer = run("hizoo-l", smooth_scale=alpha, directions=n)
+    expected, rows, columns = transcripts.hizoo_l(initial(), loss, directions, STEPS, LR, EPSILON, alpha, n)
     compare("hizoo-l", model, expected, 1e-8)
     state = optimizer.state_dict()["zoft"]["state"]
     for index in (0, 2):
@@ -230,7 +257,7 @@ def test_a_matrix_of_several_chunks(method, compare):
     def noise(t, k):
         return [NOISE.block(Key(SEED, t, k), block).double().numpy()]
 
-    def pair(index, t, kept):
+    def pair(index, t, kept, k):
         u = NOISE(Key(SEED, t), Span(block, 0, 1200)).double().numpy().reshape(600, 2)
         return u, NOISE(Key(SEED, kept, 0, 1), Span(block, 0, 1000)).double().numpy().reshape(500, 2)
 
@@ -242,7 +269,7 @@ def test_a_matrix_of_several_chunks(method, compare):
 
 
 def learned(output):
-    """A tuner for the MLP, and what its transcript needs."""
+    """A tuner for the MLP, and its transcript."""
     model = mlp(dtype=torch.float64)
     network = NetworkConfig(features="raw", output=output, init="linear", hidden=16)
     tuner = Tuner.untrained(model, network, NormalizationConfig(), seed=3)
@@ -253,19 +280,17 @@ def learned(output):
     ]
     sizes = effective_sizes(Blocks.of(model), 16, NormalizationConfig()).tolist()
     assert sizes == [x.size for x in initial()]
-    return tuner.bind(model), networks, sizes
+    return tuner.bind(model), transcripts.LearnedScale(networks, sizes, output)
 
 
 @pytest.mark.parametrize("output", ["abs", "exp", "bounded"])
 def test_zo_finetuner(output, compare):
-    tuner, networks, sizes = learned(output)
+    tuner, scale = learned(output)
     model, optimizer = run("zo-finetuner", tuner=tuner)
-    expected, history = transcripts.zo_finetuner(
-        initial(), loss, directions, STEPS, LR, EPSILON, networks, sizes, output
-    )
+    expected = transcripts.zo_finetuner(initial(), loss, directions, STEPS, LR, EPSILON, scale)
     sigma = optimizer.state_dict()["zoft"]["state"]["tuner/sigma"].numpy()
     # The networks compute in float32.
-    np.testing.assert_allclose(sigma, history[-1], rtol=2e-5)
+    np.testing.assert_allclose(sigma, scale.sigma, rtol=2e-5)
     compare("zo-finetuner", model, expected, 1e-4)
 
 
@@ -282,12 +307,37 @@ def test_neutral_tuner_is_mezo_bit_for_bit():
 
 def test_learned_sigma_with_adam(compare):
     """``zo-adam`` with a tuner: Adam on c·z with z = ν·σ·u."""
-    tuner, networks, sizes = learned("exp")
+    tuner, scale = learned("exp")
     model, _ = run("zo-adam", lr=1e-2, tuner=tuner)
-    scaled = transcripts.LearnedDirection(networks, sizes, "exp", directions, EPSILON)
+    scaled = transcripts.LearnedDirection(scale, directions, EPSILON)
     expected = transcripts.zo_adam(initial(), loss, lambda t, theta: scaled(t, theta, loss), STEPS, 1e-2, EPSILON)
     # The networks compute in float32, and Adam divides by small numbers.
     compare("zo-adam", model, expected, 1e-3)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_learned_sigma_with_hizoo(n, compare):
+    """z = ν·σ·H^(−1/2)·u, H from u; with n directions the networks see the mean of their losses."""
+    tuner, scale = learned("exp")
+    model, optimizer = run("hizoo", smooth_scale=0.1, directions=n, tuner=tuner)
+    expected, hessian = transcripts.hizoo(initial(), loss, directions, STEPS, LR, EPSILON, 0.1, n, learned=scale)
+    # The networks compute in float32.
+    compare("hizoo", model, expected, 1e-4)
+    state = optimizer.state_dict()["zoft"]["state"]
+    np.testing.assert_allclose(state["tuner/sigma"].numpy(), scale.sigma, rtol=2e-5)
+    for block, h in zip(optimizer.blocks, hessian, strict=True):
+        np.testing.assert_allclose(state[f"hessian/{block.name}"].numpy(), h, rtol=1e-3)
+
+
+def test_learned_sigma_with_fzoo(compare):
+    """The networks see the mean of the losses at θ + εz, and its mirror at the loss of θ."""
+    tuner, scale = learned("exp")
+    signs = lambda t, k: [np.sign(z) for z in directions(t, k)]  # noqa: E731
+    model, optimizer = run("fzoo", lr=1e-6, epsilon=1e-4, directions=4, tuner=tuner)
+    expected = transcripts.fzoo(initial(), loss, signs, STEPS, 1e-6, 1e-4, 4, learned=scale)
+    compare("fzoo", model, expected, 1e-4)
+    sigma = optimizer.state_dict()["zoft"]["state"]["tuner/sigma"].numpy()
+    np.testing.assert_allclose(sigma, scale.sigma, rtol=2e-5)
 
 
 def test_hizoo_with_adam(compare):

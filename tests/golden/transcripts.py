@@ -44,14 +44,17 @@ def zo_sgd_sign(theta, loss, noise, steps, lr, epsilon, n=1, elementwise=False):
     return theta
 
 
-def zo_sgd_mmt(theta, loss, noise, steps, lr, epsilon, beta):
-    """ZO-SGD with momentum (arXiv 2402.11592)."""
+def zo_sgd_mmt(theta, loss, noise, steps, lr, epsilon, beta, n=1, decay=0.0, estimator=central):
+    """ZO-SGD with momentum (arXiv 2402.11592); the decay is decoupled from the momentum."""
     momentum = [np.zeros_like(x) for x in theta]
     for t in range(steps):
-        z = noise(t, 0)
-        c = central(theta, loss, z, epsilon)
-        momentum = [beta * m + c * d for m, d in zip(momentum, z)]
-        theta = [x - lr * m for x, m in zip(theta, momentum)]
+        gradient = [np.zeros_like(x) for x in theta]
+        for k in range(n):
+            z = noise(t, k)
+            c = estimator(theta, loss, z, epsilon)
+            gradient = [g + c * d / n for g, d in zip(gradient, z)]
+        momentum = [beta * m + g for m, g in zip(momentum, gradient)]
+        theta = [x - lr * (m + decay * x) for x, m in zip(theta, momentum)]
     return theta
 
 
@@ -109,84 +112,104 @@ def forward_grad(theta, gradient, noise, steps, lr):
     return theta
 
 
-def fzoo(theta, loss, signs, steps, lr, epsilon, n):
-    """FZOO, Algorithm 1 (arXiv 2506.09034)."""
+def fzoo(theta, loss, signs, steps, lr, epsilon, n, learned=None):
+    """FZOO, Algorithm 1 (arXiv 2506.09034); a :class:`LearnedScale` scales the signs."""
     for t in range(steps):
+        scales = [1.0] * len(theta) if learned is None else learned(theta)
+        directions = [[s * d for s, d in zip(scales, signs(t, k))] for k in range(n)]
         zero = loss(theta)
-        losses = [loss([x + epsilon * d for x, d in zip(theta, signs(t, k))]) for k in range(n)]
+        losses = [loss([x + epsilon * d for x, d in zip(theta, z)]) for z in directions]
         gradient = [np.zeros_like(x) for x in theta]
-        for k, value in enumerate(losses):
-            gradient = [g + (value - zero) * d / (epsilon * n) for g, d in zip(gradient, signs(t, k))]
+        for value, z in zip(losses, directions):
+            gradient = [g + (value - zero) * d / (epsilon * n) for g, d in zip(gradient, z)]
         theta = [x - lr * g / np.std(losses, ddof=1) for x, g in zip(theta, gradient)]
+        if learned is not None:
+            # The side that is not measured, to first order.
+            learned.last = (np.mean(losses), 2 * zero - np.mean(losses))
     return theta
 
 
-def lozo(theta, loss, factors, noise, steps, lr, epsilon, rank, interval, beta=None):
-    """LOZO, Algorithm 1 (arXiv 2410.07698): ``factors(i, t, T)`` gives U of step t and V of step T of matrix i.
+def lozo(theta, loss, factors, noise, steps, lr, epsilon, rank, interval, beta=None, n=1):
+    """LOZO, Algorithm 1 (arXiv 2410.07698): ``factors(i, t, T, k)`` gives U of step t and V of step T of matrix i.
 
-    With ``beta``, the estimate goes through momentum as in :func:`zo_sgd_mmt`.
+    With ``beta``, the estimate goes through momentum as in :func:`zo_sgd_mmt`. With n > 1 it is the mean over n
+    pairs of U and V.
     """
     momentum = [np.zeros_like(x) for x in theta]
     for t in range(steps):
-        z, divisor = [], []
-        for i, x in enumerate(theta):
-            if x.ndim == 2:
-                u, v = factors(i, t, t // interval * interval)
-                assert (u.shape, v.shape) == ((x.shape[0], rank), (x.shape[1], rank))
-                z.append(u @ v.T)
-                divisor.append(rank)
-            else:
-                z.append(noise(t, 0)[i])
-                divisor.append(1)
-        c = central(theta, loss, z, epsilon)
-        gradient = [c * d / r for d, r in zip(z, divisor)]
+        gradient = [np.zeros_like(x) for x in theta]
+        for k in range(n):
+            z, divisor = [], []
+            for i, x in enumerate(theta):
+                if x.ndim == 2:
+                    u, v = factors(i, t, t // interval * interval, k)
+                    assert (u.shape, v.shape) == ((x.shape[0], rank), (x.shape[1], rank))
+                    z.append(u @ v.T)
+                    divisor.append(rank)
+                else:
+                    z.append(noise(t, k)[i])
+                    divisor.append(1)
+            c = central(theta, loss, z, epsilon)
+            gradient = [g + c * d / r / n for g, d, r in zip(gradient, z, divisor)]
         momentum = gradient if beta is None else [beta * m + g for m, g in zip(momentum, gradient)]
         theta = [x - lr * g for x, g in zip(theta, momentum)]
     return theta
 
 
-def hizoo(theta, loss, noise, steps, lr, epsilon, alpha, n=1, subtract=False):
+def hizoo(theta, loss, noise, steps, lr, epsilon, alpha, n=1, subtract=False, decay=0.0, learned=None):
     """HiZOO, Algorithm 1 (arXiv 2402.15173), with the H that drew z; n > 1 is HiZOO-multi.
 
-    ``alpha`` may be a function of the step; ``subtract`` keeps the term −Σ⁻¹ of eq. (5).
+    ``alpha`` and ``epsilon`` may be functions of the step; ``subtract`` keeps the term −Σ⁻¹ of eq. (5). A
+    :class:`LearnedScale` scales z, and H is then the Hessian in the coordinates that it scales.
     """
     hessian = [np.ones_like(x) for x in theta]
     for t in range(steps):
-        middle = loss(theta)
+        scales = [1.0] * len(theta) if learned is None else learned(theta)
+        rate, eps = (value(t) if callable(value) else value for value in (alpha, epsilon))
+        middle, sides = loss(theta), []
         gradient = [np.zeros_like(x) for x in theta]
         estimate = [np.zeros_like(x) for x in theta]
         for k in range(n):
             u = noise(t, k)
-            z = [d / np.sqrt(h) for d, h in zip(u, hessian)]
-            plus = loss([x + epsilon * d for x, d in zip(theta, z)])
-            minus = loss([x - epsilon * d for x, d in zip(theta, z)])
-            c = (plus - minus) / (2 * epsilon)
+            z = [s * d / np.sqrt(h) for s, d, h in zip(scales, u, hessian)]
+            plus = loss([x + eps * d for x, d in zip(theta, z)])
+            minus = loss([x - eps * d for x, d in zip(theta, z)])
+            c = (plus - minus) / (2 * eps)
             delta = plus + minus - 2 * middle
             gradient = [g + c * d / n for g, d in zip(gradient, z)]
             square = [h * d**2 - (h if subtract else 0) for h, d in zip(hessian, u)]
-            estimate = [e + abs(delta / (2 * epsilon**2) * q) / n for e, q in zip(estimate, square)]
-        rate = alpha(t) if callable(alpha) else alpha
-        theta = [x - lr * g for x, g in zip(theta, gradient)]
+            estimate = [e + abs(delta / (2 * eps**2) * q) / n for e, q in zip(estimate, square)]
+            sides.append((plus, minus))
+        theta = [x - lr * (g + decay * x) for x, g in zip(theta, gradient)]
         hessian = [(1 - rate) * h + rate * e for h, e in zip(hessian, estimate)]
+        if learned is not None:
+            learned.last = tuple(np.mean(sides, axis=0))
     return theta, hessian
 
 
-def hizoo_l(theta, loss, noise, steps, lr, epsilon, alpha):
-    """HiZOO-L: matrices keep R and C with H = R·Cᵀ / mean(R) (arXiv 2402.15173; 1804.04235, Algorithm 2)."""
+def hizoo_l(theta, loss, noise, steps, lr, epsilon, alpha, n=1):
+    """HiZOO-L: matrices keep R and C with H = R·Cᵀ / mean(R) (arXiv 2402.15173; 1804.04235, Algorithm 2).
+
+    n > 1 averages c·z and the estimate of H over n directions, as HiZOO-multi does.
+    """
     rows, columns = ([np.ones(x.shape[axis]) if x.ndim == 2 else None for x in theta] for axis in (0, 1))
     vectors = [np.ones_like(x) for x in theta]
     for t in range(steps):
         hessian = [
             vectors[i] if x.ndim == 1 else np.outer(rows[i], columns[i]) / rows[i].mean() for i, x in enumerate(theta)
         ]
-        u = noise(t, 0)
-        z = [d / np.sqrt(h) for d, h in zip(u, hessian)]
-        plus = loss([x + epsilon * d for x, d in zip(theta, z)])
-        minus = loss([x - epsilon * d for x, d in zip(theta, z)])
-        delta = plus + minus - 2 * loss(theta)
-        theta = [x - lr * (plus - minus) / (2 * epsilon) * d for x, d in zip(theta, z)]
-        for i, (h, d) in enumerate(zip(hessian, u)):
-            estimate = abs(delta) / (2 * epsilon**2) * h * d**2
+        middle = loss(theta)
+        gradient, estimates = [np.zeros_like(x) for x in theta], [np.zeros_like(x) for x in theta]
+        for k in range(n):
+            u = noise(t, k)
+            z = [d / np.sqrt(h) for d, h in zip(u, hessian)]
+            plus = loss([x + epsilon * d for x, d in zip(theta, z)])
+            minus = loss([x - epsilon * d for x, d in zip(theta, z)])
+            gradient = [g + (plus - minus) / (2 * epsilon) * d / n for g, d in zip(gradient, z)]
+            second = abs(plus + minus - 2 * middle) / (2 * epsilon**2)
+            estimates = [e + second * h * d**2 / n for e, h, d in zip(estimates, hessian, u)]
+        theta = [x - lr * g for x, g in zip(theta, gradient)]
+        for i, estimate in enumerate(estimates):
             if estimate.ndim == 1:
                 vectors[i] = (1 - alpha) * vectors[i] + alpha * estimate
             else:
@@ -202,38 +225,43 @@ def pertnn(weights, features, output):
     return {"abs": abs(y), "exp": np.exp(y), "bounded": np.exp(1.2 * np.tanh(y))}[output]
 
 
-def zo_finetuner(theta, loss, noise, steps, lr, epsilon, networks, sizes, output):
-    """ZO Fine-tuner with raw features: fine-tuning with given PertNNs; returns θ and every step's σ."""
-    sigma, last, history = [1.0] * len(theta), (0.0, 0.0), []
-    for t in range(steps):
-        features = [np.array([x.mean(), x.var(ddof=1) if x.size > 1 else 0.0, *last, s]) for x, s in zip(theta, sigma)]
-        sigma = [pertnn(w, f, output) for w, f in zip(networks, features)]
-        nu = np.sqrt(sum(sizes) / sum(w * s**2 for w, s in zip(sizes, sigma)))
-        z = [nu * s * d for s, d in zip(sigma, noise(t, 0))]
-        plus = loss([x + epsilon * d for x, d in zip(theta, z)])
-        minus = loss([x - epsilon * d for x, d in zip(theta, z)])
-        c = (plus - minus) / (2 * epsilon)
-        theta = [x - lr * c * d for x, d in zip(theta, z)]
-        last = (plus, minus)
-        history.append(sigma)
-    return theta, history
+class LearnedScale:
+    """ν·σ of every block for raw features, from given PertNNs; ``last`` are the last losses."""
 
-
-class LearnedDirection:
-    """z = ν·σ·u of :func:`zo_finetuner` along any trajectory: ``(t, theta, loss)`` -> z."""
-
-    def __init__(self, networks, sizes, output, noise, epsilon):
-        self.networks, self.sizes, self.output, self.noise, self.epsilon = networks, sizes, output, noise, epsilon
+    def __init__(self, networks, sizes, output):
+        self.networks, self.sizes, self.output = networks, sizes, output
         self.sigma, self.last = [1.0] * len(networks), (0.0, 0.0)
 
-    def __call__(self, t, theta, loss):
+    def __call__(self, theta):
         features = [
             np.array([x.mean(), x.var(ddof=1) if x.size > 1 else 0.0, *self.last, s]) for x, s in zip(theta, self.sigma)
         ]
         self.sigma = [pertnn(w, f, self.output) for w, f in zip(self.networks, features)]
         nu = np.sqrt(sum(self.sizes) / sum(w * s**2 for w, s in zip(self.sizes, self.sigma)))
-        z = [nu * s * d for s, d in zip(self.sigma, self.noise(t, 0))]
-        self.last = tuple(loss([x + sign * self.epsilon * d for x, d in zip(theta, z)]) for sign in (1, -1))
+        return [nu * s for s in self.sigma]
+
+
+def zo_finetuner(theta, loss, noise, steps, lr, epsilon, learned):
+    """ZO Fine-tuner (arXiv 2510.00419): fine-tuning with a :class:`LearnedScale`."""
+    for t in range(steps):
+        z = [s * d for s, d in zip(learned(theta), noise(t, 0))]
+        plus = loss([x + epsilon * d for x, d in zip(theta, z)])
+        minus = loss([x - epsilon * d for x, d in zip(theta, z)])
+        c = (plus - minus) / (2 * epsilon)
+        theta = [x - lr * c * d for x, d in zip(theta, z)]
+        learned.last = (plus, minus)
+    return theta
+
+
+class LearnedDirection:
+    """z = ν·σ·u of :func:`zo_finetuner` along any trajectory: ``(t, theta, loss)`` -> z."""
+
+    def __init__(self, learned, noise, epsilon):
+        self.learned, self.noise, self.epsilon = learned, noise, epsilon
+
+    def __call__(self, t, theta, loss):
+        z = [s * d for s, d in zip(self.learned(theta), self.noise(t, 0))]
+        self.learned.last = tuple(loss([x + sign * self.epsilon * d for x, d in zip(theta, z)]) for sign in (1, -1))
         return z
 
 

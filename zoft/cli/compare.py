@@ -19,7 +19,10 @@ zoft compare --optimizers mezo,hizoo:smooth_scale=1e-4 --lr-mode fixed --lrs mez
 
 def run(config_file: str | None, dry_run: bool, quiet: bool, debug: bool, **values: Any) -> None:
     """Compare, then show the table."""
+    from finetune.methods import baselines
+
     config = flags.build(CompareConfig, "compare", config_file, flags.given(values, CompareConfig))
+    baselines(config)  # a wrong method or hyper-parameter is said before anything is loaded
     if dry_run or not quiet:
         click.echo(config.to_yaml().rstrip())
     if dry_run:

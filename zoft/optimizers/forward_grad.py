@@ -24,8 +24,8 @@ class ForwardGrad(ZOOptimizer):
     Zhang et al., arXiv 2402.11592.
 
     Note:
-        In bfloat16 and float16 the tangent is u rounded to the parameter's dtype. A loss that is computed
-        under ``torch.no_grad`` has the derivative 0.
+        In bfloat16 and float16 the tangent is u rounded to the parameter's dtype. A loss without a derivative, a
+        metric or one that was detached, is an error; ``torch.no_grad`` does not matter.
 
     Examples:
         >>> import zoft

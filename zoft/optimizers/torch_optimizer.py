@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
@@ -49,8 +49,8 @@ class ZerothOrder(torch.optim.Optimizer):
         last: what the latest step measured.
 
     Raises:
-        UsageError: no such method, hyper-parameter or group option, or a value out of range; a group without a
-            trainable parameter, or with a tensor that is not the model's.
+        UsageError: no model; no such method, hyper-parameter or group option, or a value out of range; a group
+            without a trainable parameter, or with a tensor that is not the model's or is in two groups.
 
     Examples:
         >>> import torch, zoft
@@ -77,6 +77,12 @@ class ZerothOrder(torch.optim.Optimizer):
     ) -> None:
         from zoft.optimizers import get_optimizer
 
+        if not isinstance(model, nn.Module):
+            raise UsageError(
+                f"ZerothOrder is given {_described(model)}, not the model: it runs the model at perturbed weights, and "
+                "has to know which module reads them",
+                "Call ZerothOrder(model, ...); with params=... it trains some of the parameters only.",
+            )
         if isinstance(method, str):
             method = get_optimizer(method, **hyper)
         elif not isinstance(method, ZOOptimizer):
@@ -94,7 +100,7 @@ class ZerothOrder(torch.optim.Optimizer):
         self._check_closure = check_closure
         self._method_state: State = {}
         self._step = 0
-        if isinstance(params, Tensor | str) or not isinstance(params, Iterable | None):
+        if isinstance(params, Tensor | str | Mapping | nn.Module) or not isinstance(params, Iterable | None):
             raise UsageError(
                 f"params is {type(params).__name__}, not a list", "Give parameters of the model, or groups."
             )
@@ -237,3 +243,14 @@ class ZerothOrder(torch.optim.Optimizer):
         saved = {name: tuple(tensor.shape) for name, tensor in mine["state"].items()}
         if any(saved.get(name) != tuple(tensor.shape) for name, tensor in self._method_state.items()):
             raise UsageError("this optimizer state is of a model with other blocks", "Load the same model.")
+
+
+def _described(value: object) -> str:
+    """What stands in the model's place, in words."""
+    if isinstance(value, Tensor):
+        return "a tensor"
+    if isinstance(value, str):
+        return f"the name {value!r}"
+    if isinstance(value, Iterable) and not isinstance(value, Mapping):
+        return "parameters"
+    return f"an object of type {type(value).__name__}"
