@@ -160,6 +160,7 @@ class CompareConfig(Config):
         "default 1 GiB, or less where memory is short.",
     )
     tensorboard: bool = Field(True, description="Write TensorBoard logs of the reported runs.")
+    plots: bool = Field(True, description="Draw the losses by forward passes and by learning rate.")
     output_dir: str = Field("runs/compare", description="Folder of the results; a rerun goes on from what is there.")
 
     @field_validator("optimizers")

@@ -258,7 +258,9 @@ class Output:
         }
 
     def _plot(self, summary: Summary, subfolder: str) -> list[Path]:
-        images = []
+        images: list[Path] = []
+        if not self._config.plots:
+            return images
         folder, found = self._folder / "plots" / subfolder, summary.view.found
         for task in summary.tasks:
             runs = {label: found[task.task, label].chosen.records for label in self._labels}
