@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -108,7 +108,7 @@ class Output:
 
     def write(self, views: Sequence[View]) -> Written:
         """Summarise the views and write everything."""
-        summaries = [self._summary(view) for view in views]
+        summaries = self._summaries(views)
         crossed = self._untuned_against_tuned(summaries)
         untrained = {method.label: method.untrained for method in self._tuners if method.untrained}
         verdict = report.verdict(summaries[0].tasks, self._reference, untrained)
@@ -136,8 +136,21 @@ class Output:
         named = [m.label for m in self._methods if not m.tuners and m.optimizer in self._config.rivals]
         return [*named, *tuner.controls]
 
-    def _summary(self, view: View) -> Summary:
-        tasks = [
+    def _summaries(self, views: Sequence[View]) -> list[Summary]:
+        tasks = [self._tasks(view) for view in views]
+        decided = {
+            (view.forwards, task.task)
+            for view, found in zip(views, tasks, strict=True)
+            for task in found
+            if task.decided
+        }
+        return [
+            self._summary(view, [replace(task, decided=(view.forwards, task.task) in decided) for task in found])
+            for view, found in zip(views, tasks, strict=True)
+        ]
+
+    def _tasks(self, view: View) -> list[TaskSummary]:
+        return [
             report.summarise_task(
                 task,
                 self._bench.roles.get(task, ""),
@@ -148,6 +161,8 @@ class Output:
             )
             for task in self._config.tasks
         ]
+
+    def _summary(self, view: View, tasks: list[TaskSummary]) -> Summary:
         reach = {
             task.task: {
                 label: wins.reach(view.found[task.task, label].chosen, view.found[task.task, self._reference].chosen)
@@ -255,6 +270,10 @@ class Output:
             "contests": [asdict(item) for item in summary.contests],
             "standings": {label: asdict(item) for label, item in summary.standings.items()},
             "reach": summary.reach,
+            "curves": {
+                task: {label: plots.curve(found[task, label].chosen.records) for label in self._labels}
+                for task in self._config.tasks
+            },
         }
 
     def _plot(self, summary: Summary, subfolder: str) -> list[Path]:

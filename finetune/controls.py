@@ -25,30 +25,46 @@ Control = Callable[[Tuner, nn.Module, int], Tuner | str]
 
 
 def untrained(tuner: Tuner, model: nn.Module, seed: int) -> Tuner | str:
-    """The same networks at the initial values that the seed gives: what meta-training began with."""
-    return Tuner(tuner.config, PertNN(len(tuner.config.blocks.names), tuner.config.network, seed))
+    """The same networks at the initial values that the seed gives, without a structure: where meta-training began."""
+    network = PertNN(len(tuner.config.blocks.names), tuner.config.network, seed)
+    plain: Any = tuner if _structure(tuner) is None else _any(tuner).structured(None)
+    return Tuner(plain.config, network)
 
 
 def permuted(tuner: Tuner, model: nn.Module, seed: int) -> Tuner | str:
-    """The learned σ, dealt out to the blocks in another order: the same spread of scales without what was learned.
+    """The learned scales, dealt out to the blocks in another order: the same spread without what was learned.
 
     The σ that block i's network gives is used for block π(i), with a fixed random π that leaves no block in its
-    place. ν is computed for the scales as they are used.
+    place, and so are the share and the weight of a structure, whose factors stay. ν is computed for the scales as
+    they are used.
     """
-    output = tuner.network.out
-    if not bool(output.weight.any()) and len(output.bias.unique()) == 1:
-        return "its networks give every block the same σ"
+    output, structure = tuner.network.out, _structure(tuner)
+    alike = not bool(output.weight.any()) and len(output.bias.unique()) == 1
+    if structure is not None:
+        alike = alike and len(structure.share.unique()) == len(structure.weight.unique()) == 1
+    if alike:
+        return "it has the same scale for every block"
     if len(Blocks.of(model)) < 2:
         return "the base has a single block"
     return PermutedTuner(**{part.name: getattr(tuner, part.name) for part in fields(tuner)}, order_seed=seed)
 
 
 def random_basis(tuner: Tuner, model: nn.Module, seed: int) -> Tuner | str:
-    """The same tuner with random directions of the same number in place of those that it learned."""
-    structure: Any = getattr(tuner, "structure", None)
+    """The same tuner with another structure: a random basis of equal rank and spectrum, or scales in another order."""
+    structure = _structure(tuner)
     if structure is None:
         return "it has no structured part"
-    return replace(tuner, **{"structure": structure.random(seed)})
+    made: Tuner = _any(tuner).structured(structure.random_like(seed))
+    return made
+
+
+def _structure(tuner: Tuner) -> Any:
+    """The tuner's structured part, where it has one."""
+    return getattr(tuner, "structure", None)
+
+
+def _any(tuner: Tuner) -> Any:
+    return tuner
 
 
 def biases_only(tuner: Tuner, model: nn.Module, seed: int) -> Tuner | str:
@@ -82,11 +98,17 @@ class PermutedTuner(Tuner):
     @property
     def digest(self) -> str:
         """Of the tuner and the order."""
-        return _marked(Tuner.digest.__get__(self), f"permuted:{self.order_seed}")
+        return _marked(super().digest, f"permuted:{self.order_seed}")
 
     def bind(self, model: nn.Module, batch_size: int | None = None) -> BoundTuner:
         """As a tuner, with an order for the blocks of ``model``."""
-        bound = super().bind(model, batch_size)
+        structure = _structure(self)
+        if structure is None:
+            bound = super().bind(model, batch_size)
+        else:
+            order = derangement(len(structure.share), self.order_seed)
+            mixed = replace(structure, share=structure.share[order], weight=structure.weight[order])
+            bound = Tuner.bind(_any(self).structured(mixed), model, batch_size)
         values = {part.name: getattr(bound, part.name) for part in fields(bound)}
         return _PermutedBound(**values, order=derangement(len(Blocks.of(model)), self.order_seed))
 
@@ -110,7 +132,9 @@ class _PermutedBound(BoundTuner):
         with torch.no_grad():
             sigma = state[_SIGMA][self.order]
             sizes = effective_sizes(blocks, self.batch_size, self.normalization)
-            state[_SCALE].copy_(normalization(sigma, sizes, self.normalization) * sigma)
+            structure: Any = getattr(self, "structure", None)
+            spread = sigma if structure is None else sigma * structure.power.sqrt()
+            state[_SCALE].copy_(normalization(spread, sizes, self.normalization) * sigma)
 
 
 @dataclass(eq=False)

@@ -5,7 +5,9 @@
   the named rivals and all controls of the tuner, so that a rival that was lucky is the one to be beaten.
 - Runs are paired by run seed. Where a tuner was learned with several seeds, all its runs count, and the interval
   covers both kinds of seeds (:mod:`finetune.intervals`).
-- Tasks that are undecided are left out of all counts.
+- Who has diverged in the mean, being no better than zero-shot, wins nothing.
+- Tasks that are undecided are left out of all counts. Whether a task is decided at a budget is a matter of all
+  regimes: one that some method learns when tuned counts untuned too, where all of them may be lost.
 """
 
 from __future__ import annotations
@@ -60,9 +62,10 @@ def contest(task: TaskSummary, label: str, rivals: Sequence[str]) -> Contest:
     mine = task.cells[label]
     best = min(rivals, key=lambda rival: Spread.of(task.cells[rival].loss).mean)
     against = {rival: loss_difference(mine, task.cells[rival]) for rival in rivals}
-    return Contest(
-        task.task, label, best, outcome(against[best]), against[best], {r: outcome(d) for r, d in against.items()}
-    )
+    learns = Spread.of(mine.loss).mean < task.zero_shot_loss
+    outcomes = {rival: outcome(found) for rival, found in against.items()}
+    outcomes = {rival: OPEN if found == WIN and not learns else found for rival, found in outcomes.items()}
+    return Contest(task.task, label, best, outcomes[best], against[best], outcomes)
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,8 @@ def test_values_that_are_not_finite() -> None:
     both = interval([INF, -INF, -0.1, -0.1, -0.1])
     assert math.isnan(both.mean)
     assert (both.low, both.high) == (-INF, INF)
-    assert not (both.below or both.above)
+    assert not both.below
+    assert not both.above
 
 
 def test_tuner_seeds_widen_the_interval_and_are_paired_with_the_same_run_seeds() -> None:

@@ -69,7 +69,7 @@ command = flags.verb(
         click.Option(
             ["--self-test"],
             is_flag=True,
-            help="Test the instrument itself, about a minute: a planted gain must win, and none must where there is none.",
+            help="Test the instrument itself, a minute or two: a planted gain must win, and nothing else.",
         ),
         *flags.common_options(),
     ],
