@@ -68,6 +68,7 @@ def compare(
     *,
     say: Callable[[str], None] = print,
     factory: BenchFactory = language_model_bench,
+    role: str | None = None,
 ) -> Comparison:
     """Run a comparison; runs that are already in the output folder are not made again.
 
@@ -75,6 +76,7 @@ def compare(
         config: what to compare.
         say: takes lines of progress.
         factory: makes the model and the tasks; importable, because every process calls it.
+        role: refuse tasks of any other role.
 
     Raises:
         UsageError: a wrong method, hyper-parameter, task or learning rate, or a task that a tuner was
@@ -86,6 +88,9 @@ def compare(
     config = pinned(config.model_copy(update={"tasks": tasks, "optimizers": optimizers}))
     config = config.model_copy(update={"forwards": config.all_budgets[0]})
     bench, arguments, choose_on = _bench(config, factory)
+    wrong = [task for task in config.tasks if role is not None and bench.roles.get(task) != role]
+    if wrong:
+        raise UsageError(f"{', '.join(wrong)}: no {role} task", f"Compare {role} tasks only.")
     methods, notes = plan_methods(config, bench)
     _check(config, methods)
     folder = Path(config.output_dir)

@@ -58,7 +58,7 @@ def evidence(
     found = []
     for base in config.bases:
         say(f"== {base.name}")
-        comparison = compare(config.comparison(base), say=say, factory=factory)
+        comparison = compare(config.comparison(base), say=say, factory=factory, role="held-out")
         found.append(_base(base, comparison))
     content = to_json(
         _rounded(

@@ -263,7 +263,8 @@ def test_all_stands_for_every_method_that_needs_no_tuner_and_is_not_named(tmp_pa
 def test_the_example_configurations_are_of_tasks_with_the_right_role_and_lack_no_learning_rate() -> None:
     folder = Path(__file__).parents[1] / "finetune" / "configs"
     files = [file for file in sorted(folder.glob("*.yaml")) if file.read_text().startswith("# zoft compare ")]
-    assert [file.stem for file in files] == ["compare-development", "compare-methods", "compare-quick", "demo"]
+    stems = ["compare-candidates", "compare-development", "compare-methods", "compare-quick", "demo"]
+    assert [file.stem for file in files] == stems
     for file in files:
         assert file.read_text().splitlines()[0] == f"# zoft compare --config finetune/configs/{file.name}"
         made = CompareConfig.load(file)
