@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.compare import Comparison, compare
-from finetune.compare_output import RESULT_FILE
+from finetune.compare_output import RESULT_FILE, RUNS_FILE
 from finetune.compare_run import BenchFactory, language_model_bench
 from finetune.evidence_config import LABEL, EvidenceBase, EvidenceConfig
 from finetune.evidence_page import page, plots_of
@@ -118,7 +118,8 @@ def _freeze(config: EvidenceConfig, supersede: str | None) -> list[dict[str, Any
     """
     now, file = frozen(config), Path(config.output_dir) / FROZEN_FILE
     published = _read(Path(config.result)) or {}
-    begun = _read(file) or {"frozen": published.get("frozen"), "earlier": published.get("earlier", [])}
+    begun = _read(file) if any(file.parent.glob(f"*/{RUNS_FILE}")) else None
+    begun = begun or {"frozen": published.get("frozen"), "earlier": published.get("earlier", [])}
     earlier = list(begun["earlier"])
     before = begun["frozen"]
     if before is not None and before != now:

@@ -176,7 +176,7 @@ def _contests(comparison: Comparison) -> list[Contest]:
 
 def _config(folder: Path, **values: object) -> CompareConfig:
     fixed = {
-        "base": "self-test", "optimizers": ["mezo"], "forwards": 60, "lr_start": 3e-2, "lr_reach": 16, "workers": 1,
+        "base": "self-test", "optimizers": ["mezo"], "forwards": 40, "lr_start": 3e-2, "lr_reach": 16, "workers": 1,
         "tensorboard": False, "recommend": False, "plots": False, "eval_points": 1, "cache_bytes": 1 << 26,
     }  # fmt: skip
     return CompareConfig.build({**fixed, **values, "output_dir": str(folder)})
