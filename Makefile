@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test lint types docs bench tuners clean
+.PHONY: setup demo test lint types docs bench tuners evidence clean
 
 setup: $(READY)
 
@@ -39,6 +39,10 @@ bench: $(READY)
 tuners: $(READY)
 	$(BIN)/zoft meta-train --recipe default --output-dir runs/tuners/zoft-base-default --threads 1 --resume
 	$(BIN)/python -m zoft.assets.list_tuner zoft-base-default runs/tuners/zoft-base-default $(if $(RESULTS),--results $(RESULTS))
+
+# Once, with the frozen default: finetune/configs/evidence.yaml says what it needs. Writes docs/evidence.json and .md.
+evidence: $(READY)
+	$(BIN)/python -m finetune.evidence --config finetune/configs/evidence.yaml $(if $(SUPERSEDE),--supersede "$(SUPERSEDE)")
 
 docs: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'

@@ -34,13 +34,16 @@ class TaskBatches(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         if index != self._next:  # the first one, or after skipping to where a run resumes
-            self._stream = islice(self._from(index * self._world), self._rank, None, self._world)
+            stream = from_step(self._task, self._batch_size, self._seed, index * self._world)
+            self._stream = islice(stream, self._rank, None, self._world)
         self._next = index + 1
         return next(self._stream)
 
-    def _from(self, start: int) -> Iterator[Any]:
-        batches: Any = self._task.train_batches
-        if "start" in inspect.signature(batches).parameters:
-            stream: Iterator[Any] = batches(self._batch_size, self._seed, start=start)
-            return stream
-        return islice(batches(self._batch_size, self._seed), start, None)
+
+def from_step(task: Task, batch_size: int, seed: int, start: int) -> Iterator[Any]:
+    """The task's training batches from number ``start`` on; those before are not made, where the task can skip them."""
+    batches: Any = task.train_batches
+    if "start" in inspect.signature(batches).parameters:
+        stream: Iterator[Any] = batches(batch_size, seed, start=start)
+        return stream
+    return islice(batches(batch_size, seed), start, None)

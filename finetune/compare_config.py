@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from zoft.config import Config
+from zoft.config import Config, unknown
 from zoft.errors import UsageError
 
 #: Neighbours on the grid of learning rates differ by this factor.
@@ -20,6 +20,13 @@ SELECTION_OFFSET = 10_000
 
 #: Label of the method that every other one is paired with, where it is among the methods.
 REFERENCE = "mezo"
+
+#: Names of the controls, in the order of :data:`finetune.controls.CONTROLS`; a tuner's label begins with none.
+CONTROL_NAMES = ("untrained", "permuted", "random-basis", "biases-only")
+
+_SINGULAR = {
+    "tasks": "task", "choose_on": "task", "regimes": "regime", "budgets": "budget", "controls": "control"
+}  # fmt: skip
 
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -72,6 +79,10 @@ def _value(text: str) -> Any:
     return text
 
 
+def _listed(folders: str | list[str]) -> list[str]:
+    return [folders] if isinstance(folders, str) else folders
+
+
 class CompareConfig(Config):
     """Methods × tasks × seeds at an equal number of forward passes."""
 
@@ -84,10 +95,31 @@ class CompareConfig(Config):
         description="Methods without a tuner, each a name or name:key=value (hizoo:smooth_scale=1e-4); "
         "`all` is every one that is not named otherwise.",
     )
-    tuners: dict[str, str] = Field(
-        {}, description="Tuner folders by label; each is a method, and its untrained control another."
+    tuners: dict[str, str | list[str]] = Field(
+        {},
+        description="Tuner folders by label; each is a method, and its controls are others. A list (in a file) is one "
+        "recipe learned with several seeds, judged together.",
+    )
+    controls: list[str] | None = Field(
+        None, description="Controls of every tuner: untrained, permuted, random-basis, biases-only; by default all."
+    )
+    rivals: list[str] = Field(
+        ["mezo", "hizoo", "hizoo-l", "zo-adam"],
+        description="A tuner wins where it is beyond the best of these methods and of all its controls.",
     )
     forwards: int = Field(600, ge=2, description="Forward passes of every run, whatever a step of the method costs.")
+    budgets: list[Annotated[int, Field(ge=2)]] = Field(
+        [], description="Several budgets of forward passes in place of forwards: a table for each."
+    )
+    regimes: list[Literal["tuned", "untuned"]] = Field(
+        ["tuned"],
+        description="tuned: each method's best lr on each task; untuned: one lr of each method for all tasks, chosen "
+        "on development tasks.",
+    )
+    choose_on: list[str] = Field(
+        [],
+        description="Development tasks that the one lr is chosen on; by default those among the tasks, or else all.",
+    )
     batch_size: int = Field(16, ge=1, description="Examples a step.")
     epsilon: float = Field(1e-3, gt=0, description="Perturbation scale ε of every method.")
     lr_mode: Literal["search", "fixed"] = Field(
@@ -121,7 +153,14 @@ class CompareConfig(Config):
         None, description="Folder with local copies of the published tasks' data sets, in place of the Hub."
     )
     keep_bytes: int = Field(1 << 26, ge=0, description="Bytes in which a step's noise is kept for its next use.")
+    cache_bytes: int | None = Field(
+        None,
+        ge=0,
+        description="Bytes of every process for noise and batches that runs with the same seed share; 0 keeps none. By "
+        "default 1 GiB, or less where memory is short.",
+    )
     tensorboard: bool = Field(True, description="Write TensorBoard logs of the reported runs.")
+    plots: bool = Field(True, description="Draw the losses by forward passes and by learning rate.")
     output_dir: str = Field("runs/compare", description="Folder of the results; a rerun goes on from what is there.")
 
     @field_validator("optimizers")
@@ -138,20 +177,30 @@ class CompareConfig(Config):
 
     @field_validator("tuners")
     @classmethod
-    def _labels(cls, tuners: dict[str, str]) -> dict[str, str]:
-        for label in tuners:
-            if not _LABEL.fullmatch(label) or label.startswith("untrained"):
+    def _labels(cls, tuners: dict[str, str | list[str]]) -> dict[str, str | list[str]]:
+        for label, folders in tuners.items():
+            if not _LABEL.fullmatch(label) or label.startswith(CONTROL_NAMES):
                 raise ValueError(
-                    f"{label!r} cannot be a tuner's label: use letters, digits, '.', '_', '-', and not 'untrained'"
+                    f"{label!r} cannot be a tuner's label: use letters, digits, '.', '_', '-', and not a control's name"
                 )
+            if not folders or len(set(_listed(folders))) != len(_listed(folders)):
+                raise ValueError(f"tuner {label} has no folder, or one twice")
         return tuners
 
-    @field_validator("tasks")
+    @field_validator("tasks", "choose_on", "regimes", "budgets", "controls")
     @classmethod
-    def _tasks(cls, tasks: list[str]) -> list[str]:
-        if len(set(tasks)) != len(tasks):
-            raise ValueError("a task is given twice")
-        return tasks
+    def _once(cls, values: list[Any] | None, info: ValidationInfo) -> list[Any] | None:
+        if values is not None and len(set(values)) != len(values):
+            raise ValueError(f"a {_SINGULAR[str(info.field_name)]} is given twice")
+        return values
+
+    @field_validator("controls")
+    @classmethod
+    def _known_controls(cls, controls: list[str] | None) -> list[str] | None:
+        for name in controls or ():
+            if name not in CONTROL_NAMES:
+                raise ValueError(unknown("control", name, CONTROL_NAMES))
+        return controls
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -162,7 +211,20 @@ class CompareConfig(Config):
             raise ValueError("a learning rate in lrs is not a positive number")
         if self.lr_mode == "fixed" and not self.lrs:
             raise ValueError("lr_mode fixed needs lrs, a learning rate for every method")
+        if self.lr_mode == "fixed" and self.regimes != ["tuned"]:
+            raise ValueError("regimes say how learning rates are searched; with lr_mode fixed there is no search")
+        if not self.regimes:
+            raise ValueError("regimes is empty; give tuned, untuned, or both")
         return self
+
+    @property
+    def all_budgets(self) -> list[int]:
+        """The budgets, each of which has a table of its own."""
+        return self.budgets or [self.forwards]
+
+    def folders(self, label: str) -> list[str]:
+        """The folders of a tuner's label, one for every seed that it was learned with."""
+        return _listed(self.tuners[label])
 
     @property
     def entries(self) -> list[MethodEntry]:

@@ -13,12 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from finetune.controls import CONTROLS
+from finetune.run_cache import CachedNoise, RunCache, cached_batches
 from finetune.sweep import Record
 from zoft.blocks import weights_hash
+from zoft.errors import UsageError
+from zoft.noise import get_noise
 from zoft.objective import Objective, evaluating
 from zoft.optimizers import ZerothOrder, ZOOptimizer, get_optimizer
 from zoft.tasks.base import Task
-from zoft.tuner import PertNN, Tuner
+from zoft.tuner import Tuner
 
 #: Version of what a record means; records of another version are not reused.
 RECORD_FORMAT = 1
@@ -63,25 +67,32 @@ class TunerSource:
 
     Attributes:
         folder: the tuner's name, see :mod:`zoft.names`; None is a tuner of the default network for the model.
-        untrained: take the initial values that the seed gives instead of the learned ones.
-        seed: seed of the initial values.
-        digest: :func:`tuner_hash` of the tuner.
+        control: name of the control that is made of it (:data:`finetune.controls.CONTROLS`); None is the tuner itself.
+        seed: seed of the control.
+        digest: ``Tuner.digest`` of what :meth:`load` gives.
     """
 
     folder: str | None
-    untrained: bool
+    control: str | None = None
     seed: int = 0
     digest: str = ""
 
+    def made(self, model: nn.Module) -> Tuner | str:
+        """The tuner, or why there is no such control; ``model`` must be at its initial weights."""
+        folder = self.folder
+        tuner = Tuner.untrained(model, seed=self.seed) if folder is None else Tuner.from_pretrained(folder)
+        return tuner if self.control is None else CONTROLS[self.control](tuner, model, self.seed)
+
     def load(self, model: nn.Module) -> Tuner:
-        """The tuner; ``model`` must be at its initial weights."""
-        if self.folder is None:
-            return Tuner.untrained(model, seed=self.seed)
-        tuner = Tuner.from_pretrained(self.folder)
-        if not self.untrained:
-            return tuner
-        network = PertNN(len(tuner.config.blocks.names), tuner.config.network, self.seed)
-        return Tuner(tuner.config, network)
+        """The tuner; ``model`` must be at its initial weights.
+
+        Raises:
+            UsageError: there is no such control of it.
+        """
+        made = self.made(model)
+        if isinstance(made, str):
+            raise UsageError(f"{self.folder} has no control {self.control}: {made}", "Leave it out.")
+        return made
 
 
 @dataclass(frozen=True)
@@ -125,11 +136,6 @@ class RunSpec:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def tuner_hash(tuner: Tuner) -> str:
-    """Hash of everything that a tuner computes with."""
-    return tuner.digest
-
-
 def build_method(spec: RunSpec, model: nn.Module) -> ZOOptimizer:
     """The method of a run; ``model`` must be at its initial weights."""
     tuner = spec.tuner.load(model).bind(model, spec.batch_size) if spec.tuner else None
@@ -143,10 +149,12 @@ class Runner:
         bench: the model and the tasks; encoded batches and zero-shot results are kept between runs.
         keep_bytes: see ``zoft.noise.Noise``.
         threads: torch's threads while a run is made; None leaves them as they are.
+        cache_bytes: for noise and batches that runs with the same seed share; the bits are the same without.
     """
 
-    def __init__(self, bench: Bench, keep_bytes: int = 0, threads: int | None = None) -> None:
+    def __init__(self, bench: Bench, keep_bytes: int = 0, threads: int | None = None, cache_bytes: int = 0) -> None:
         self.bench = bench
+        self._cache = RunCache(cache_bytes) if cache_bytes else None
         self._keep_bytes = keep_bytes
         self._threads = threads
         self._initial = {name: tensor.detach().clone() for name, tensor in bench.model.state_dict().items()}
@@ -200,11 +208,18 @@ class Runner:
             number of steps made and of steps skipped. A run that gives up ends before its last step.
         """
         task = self.bench.tasks[spec.task]
-        optimizer = ZerothOrder(self.bench.model, method, seed=spec.seed, noise=spec.noise, keep_bytes=self._keep_bytes)
+        if self._cache is None:
+            noise = get_noise(spec.noise, self._keep_bytes)
+            batches = task.train_batches(spec.batch_size, spec.seed)
+        else:
+            self._cache.use(spec.seed)
+            noise = CachedNoise(spec.noise, self._keep_bytes, self._cache)
+            batches = cached_batches(task, spec.batch_size, spec.seed, self._cache)
+        optimizer = ZerothOrder(self.bench.model, method, seed=spec.seed, noise=noise)
         steps = spec.forwards // method.forwards
         marks = {round(steps * point / spec.eval_points) for point in range(1, spec.eval_points + 1)}
         curve, losses, skipped, in_a_row = [(0, zero, math.nan)], [], 0, 0
-        for step, batch in zip(range(1, steps + 1), task.train_batches(spec.batch_size, spec.seed), strict=False):
+        for step, batch in zip(range(1, steps + 1), batches, strict=False):
             result = optimizer.step_on(Objective(self.bench.model, task.loss, [batch]))
             losses.append(result.loss)
             skipped += result.skipped
@@ -308,6 +323,8 @@ def language_model_bench(
     )
 
 
-def make_runner(factory: BenchFactory, arguments: Sequence[Any], keep_bytes: int, threads: int) -> Runner:
+def make_runner(
+    factory: BenchFactory, arguments: Sequence[Any], keep_bytes: int, threads: int, cache_bytes: int
+) -> Runner:
     """What every process of a comparison prepares once."""
-    return Runner(factory(*arguments), keep_bytes, threads)
+    return Runner(factory(*arguments), keep_bytes, threads, cache_bytes)

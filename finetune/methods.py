@@ -1,4 +1,4 @@
-"""Which methods a comparison has: baselines, tuners, and the untrained control of every kind of tuner."""
+"""Which methods a comparison has: baselines, tuners, and the controls of every tuner."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from finetune.compare_config import CompareConfig, MethodEntry
-from finetune.compare_run import Bench, TunerSource, tuner_hash
+from finetune.compare_run import Bench, TunerSource
+from finetune.controls import CONTROLS
 from zoft.errors import UsageError
 from zoft.names import HUB_NAME
 from zoft.optimizers import OPTIMIZERS, get_optimizer
@@ -23,25 +24,39 @@ class MethodPlan:
 
     Attributes:
         label: its name in tables.
-        optimizer, hyper: the method and its hyper-parameters; ``tuner`` where it has one.
+        optimizer, hyper: the method and its hyper-parameters.
         forwards: forward passes a step.
-        trained_on: the tasks that its tuner was meta-trained on.
-        control: label of the untrained control of a tuner.
+        tuners: where it has one, its tuner; several if it was learned with several seeds.
+        trained_on: the tasks that its tuners were meta-trained on.
+        controls: of a tuner, the labels of its controls.
+        kind: of a control, its name in :data:`finetune.controls.CONTROLS`.
     """
 
     label: str
     optimizer: str
     hyper: Mapping[str, Any]
     forwards: int
-    tuner: TunerSource | None = None
+    tuners: tuple[TunerSource, ...] = ()
     trained_on: tuple[str, ...] = ()
-    control: str | None = None
+    controls: tuple[str, ...] = ()
+    kind: str | None = None
+
+    @property
+    def is_learned(self) -> bool:
+        """Whether it is a learned tuner, and no control."""
+        return bool(self.tuners) and self.tuners[0].control is None
+
+    @property
+    def untrained(self) -> str | None:
+        """Label of the untrained control of a tuner."""
+        return next((label for label in self.controls if label.startswith("untrained")), None)
 
     def record(self) -> dict[str, Any]:
         """JSON-able, without the label."""
         content = asdict(self)
         del content["label"]
-        return content
+        tuners = [{**tuner, "untrained": tuner["control"] == "untrained"} for tuner in content["tuners"]]
+        return {**content, "tuners": tuners, "tuner": tuners[0] if tuners else None, "control": self.untrained}
 
 
 #: The entry that stands for every other method without a tuner.
@@ -71,41 +86,72 @@ def baselines(config: CompareConfig) -> list[MethodPlan]:
     return plans
 
 
-def plan_methods(config: CompareConfig, bench: Bench) -> list[MethodPlan]:
-    """The baselines, then the untrained controls, then the tuners.
+def plan_methods(config: CompareConfig, bench: Bench) -> tuple[list[MethodPlan], list[str]]:
+    """The baselines, then the controls, then the tuners; and a sentence for every control that there is not.
 
-    Tuners with the same architecture and initial values share a control, which begins where their
-    meta-training began. Without any tuner the control is that of the default network.
+    Tuners for which a control is the same share it: an untrained one begins where their meta-training began, and
+    biases alone have nothing of a tuner. Without any tuner the one control is the untrained default network.
 
     Raises:
         UsageError: a wrong method or hyper-parameter, or a tuner learned with another kind of noise.
         ArtifactError, IncompatibleError: a tuner cannot be read, or does not fit the base.
     """
     plans = baselines(config)
-    tuners = {label: _read(label, folder, config, bench) for label, folder in config.tuners.items()}
-    controls: dict[str, TunerSource] = {}
-    members: dict[str, list[str]] = {}
-    for label, tuner in tuners.items():
-        source = TunerSource(str(config.tuners[label]), untrained=True, seed=_initial_seed(tuner))
-        digest = tuner_hash(source.load(bench.model))
-        controls.setdefault(digest, replace(source, digest=digest))
-        members.setdefault(digest, []).append(label)
-    if not controls:
-        source = TunerSource(None, untrained=True)
-        digest = tuner_hash(source.load(bench.model))
-        controls, members = {digest: replace(source, digest=digest)}, {digest: []}
-    names = {
-        digest: "untrained" if len(controls) == 1 else f"untrained-{'+'.join(labels)}"
-        for digest, labels in members.items()
-    }
-    plans += [MethodPlan(names[digest], LEARNED, {}, 2, source) for digest, source in controls.items()]
-    for digest, labels in members.items():
-        for label in labels:
-            tuner = tuners[label]
-            source = TunerSource(str(config.tuners[label]), untrained=False, digest=tuner_hash(tuner))
-            trained_on = tuple(tuner.provenance.get("tasks", ()))
-            plans.append(MethodPlan(label, LEARNED, {}, 2, source, trained_on, names[digest]))
-    return plans
+    if not config.tuners:
+        source = TunerSource(None, "untrained")
+        source = replace(source, digest=source.load(bench.model).digest)
+        return [*plans, MethodPlan("untrained", LEARNED, {}, 2, (source,), kind="untrained")], []
+    tuners = {label: [_read(label, name, config, bench) for name in config.folders(label)] for label in config.tuners}
+    controls, notes = _plan_controls(config, bench, tuners)
+    plans += [control for control, _ in controls]
+    for label, learned in tuners.items():
+        sources = tuple(
+            TunerSource(name, digest=tuner.digest) for name, tuner in zip(config.folders(label), learned, strict=True)
+        )
+        trained_on = tuple(dict.fromkeys(task for tuner in learned for task in tuner.provenance.get("tasks", ())))
+        mine = tuple(control.label for control, labels in controls if label in labels)
+        plans.append(MethodPlan(label, LEARNED, {}, 2, sources, trained_on, mine))
+    return plans, notes
+
+
+def _plan_controls(
+    config: CompareConfig, bench: Bench, tuners: Mapping[str, Sequence[Tuner]]
+) -> tuple[list[tuple[MethodPlan, list[str]]], list[str]]:
+    """Every control with the labels of the tuners that it is of, and why others are missing."""
+    planned, notes = [], []
+    for name in CONTROLS if config.controls is None else config.controls:
+        groups: dict[tuple[str, ...], tuple[tuple[TunerSource, ...], list[str]]] = {}
+        missing: dict[str, list[str]] = {}
+        for label, learned in tuners.items():
+            sources = _sources(name, config.folders(label), learned, bench)
+            if isinstance(sources, str):
+                missing.setdefault(sources, []).append(label)
+                continue
+            digests = tuple(source.digest for source in sources)
+            groups.setdefault(digests, (sources, []))[1].append(label)
+        alone = len(groups) == 1
+        for sources, labels in groups.values():
+            shown = name if alone else f"{name}-{'+'.join(labels)}"
+            optimizer = "mezo" if name == "biases-only" else LEARNED
+            planned.append((MethodPlan(shown, optimizer, {}, 2, sources, kind=name), labels))
+        notes += [f"no control {name} of {', '.join(labels)}: {why}" for why, labels in missing.items()]
+    return planned, notes
+
+
+def _sources(
+    name: str, folders: Sequence[str], learned: Sequence[Tuner], bench: Bench
+) -> tuple[TunerSource, ...] | str:
+    """A control of every tuner of a label, or one if all compute the same; or why there is none."""
+    sources, same = [], set()
+    for index, (folder, tuner) in enumerate(zip(folders, learned, strict=True)):
+        source = TunerSource(folder, name, _initial_seed(tuner) if name == "untrained" else index)
+        made = source.made(bench.model)
+        if isinstance(made, str):
+            return made
+        sources.append(replace(source, digest=made.digest))
+        # Networks that start at σ = 1 do the same whatever their seed.
+        same.add("neutral" if name == "untrained" and tuner.config.network.init == "neutral" else made.digest)
+    return tuple(sources[:1] if len(same) == 1 else sources)
 
 
 def pinned(config: CompareConfig) -> CompareConfig:
@@ -114,14 +160,18 @@ def pinned(config: CompareConfig) -> CompareConfig:
     Raises:
         UsageError, ArtifactError: a tuner cannot be had.
     """
-    names = {}
-    for label, name in config.tuners.items():
-        origin = Tuner.from_pretrained(name).origin
-        if origin is not None and origin.commit is not None:
-            names[label] = origin.pinned
-        else:
-            names[label] = f"./{name}" if HUB_NAME.fullmatch(name) else name  # a folder, once and for all
+    names = {
+        label: _pinned(given) if isinstance(given, str) else [_pinned(name) for name in given]
+        for label, given in config.tuners.items()
+    }
     return config.model_copy(update={"tuners": names})
+
+
+def _pinned(name: str) -> str:
+    origin = Tuner.from_pretrained(name).origin
+    if origin is not None and origin.commit is not None:
+        return origin.pinned
+    return f"./{name}" if HUB_NAME.fullmatch(name) else name  # a folder, once and for all
 
 
 def _read(label: str, folder: str, config: CompareConfig, bench: Bench) -> Tuner:

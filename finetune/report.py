@@ -7,27 +7,28 @@ Conventions, the same for every method:
 - A task is decided when some method's mean test loss is below the zero-shot loss and below the loss of
   guessing, by 2 % or more and beyond the spread over seeds. Other tasks are left out of every count.
 - Differences are taken seed by seed (same data order, same initial weights, same noise keys). A method is
-  ahead or behind on a task where the mean difference is beyond its 95 % interval (Student's t).
+  ahead or behind on a task where the 95 % interval of the mean difference (:mod:`finetune.intervals`) excludes zero.
+- A tuner that was learned with several seeds is one method: its runs are those of every tuner seed with every
+  run seed, and each is paired with the others' run of the same run seed.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import yaml
 
+from finetune.intervals import differences, interval
 from finetune.sweep import Record
 
 #: How far below zero-shot and guessing, relative to them, a mean loss must lie for a task to be decided.
 DECIDED_MARGIN = 0.02
 
 _UNDECIDED = f"no method is {DECIDED_MARGIN:.0%} below zero-shot, beyond the spread over its seeds"
-
-#: Two-sided 95 % quantiles of Student's t for 1, 2, ... degrees of freedom; beyond the table 2.
-_STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145)
 
 
 @dataclass(frozen=True)
@@ -47,14 +48,6 @@ class Spread:
             return cls(mean, math.nan, count)
         return cls(mean, math.sqrt(sum((value - mean) ** 2 for value in values) / (count - 1)), count)
 
-    @property
-    def half_width(self) -> float:
-        """Half the 95 % interval of the mean; NaN for fewer than two values."""
-        if self.count < 2:
-            return math.nan
-        quantile = _STUDENT[self.count - 2] if self.count - 2 < len(_STUDENT) else 2.0
-        return quantile * self.sd / math.sqrt(self.count)
-
 
 @dataclass(frozen=True)
 class Cell:
@@ -63,11 +56,13 @@ class Cell:
     Attributes:
         lr: the learning rate of the reported runs; ``interior``: whether the search bracketed it (None
             where it was given).
-        seeds, loss, metric: reported seeds with their final test losses and metrics, as arrays.
+        seeds: reported run seeds. ``loss``, ``metric``: final test losses and metrics, by tuner seed where there are
+            several, then by run seed.
         divergences: number of reported runs that diverged; ``not_finite`` of them did not end finite.
         search_runs: number of runs the learning rate was chosen with.
-        difference: loss minus the reference's, seed by seed; None for the reference itself.
-        wins, losses: number of seeds with a smaller, a larger loss than the reference's.
+        difference: loss minus the reference's, seed by seed; None for the reference itself. ``interval``: low and
+            high end of the 95 % interval of its mean.
+        wins, losses: number of runs with a smaller, a larger loss than the reference's.
         outcome: ``ahead``, ``behind`` or ``open`` against the reference; empty for the reference itself.
     """
 
@@ -81,6 +76,7 @@ class Cell:
     search_runs: int
     seconds: float
     difference: list[float] | None = None
+    interval: tuple[float, float] | None = None
     wins: int = 0
     losses: int = 0
     outcome: str = ""
@@ -109,12 +105,17 @@ class TaskSummary:
 
 @dataclass(frozen=True)
 class Chosen:
-    """A learning rate and how it was come by: input of :func:`summarise`."""
+    """A learning rate, how it was come by, and its reported runs: input of :func:`summarise_task`.
+
+    Attributes:
+        records: by tuner seed, then by run seed; ``tuners``: the number of tuner seeds, 1 without a tuner.
+    """
 
     lr: float
     interior: bool | None
     search_runs: int
     records: Sequence[Record]
+    tuners: int = 1
 
 
 def number(value: float | None) -> float:
@@ -160,7 +161,7 @@ def _cell(choice: Chosen) -> Cell:
     return Cell(
         lr=choice.lr,
         interior=choice.interior,
-        seeds=[record["settings"]["seed"] for record in records],
+        seeds=[record["settings"]["seed"] for record in records[: len(records) // choice.tuners]],
         loss=[math.inf if record["diverged"] == "not finite" else number(record["test_loss"]) for record in records],
         metric=[number(record["test_metric"]) for record in records if record["metric"]],
         divergences=sum(record["diverged"] is not None for record in records),
@@ -173,32 +174,23 @@ def _cell(choice: Chosen) -> Cell:
 def _paired(cell: Cell, base: Cell) -> Cell:
     if cell.seeds != base.seeds:
         raise ValueError("methods are paired by seed, and these runs are of different seeds")
-    pairs = list(zip(cell.loss, base.loss, strict=True))
-    difference = [0.0 if mine == other else mine - other for mine, other in pairs]
-    spread = Spread.of(difference)
-    if not any(difference):
-        outcome = "open"
-    elif math.isfinite(spread.mean):
-        outcome = "open" if not abs(spread.mean) > spread.half_width else "ahead" if spread.mean < 0 else "behind"
-    else:
-        outcome = "behind" if spread.mean == math.inf else "ahead" if spread.mean == -math.inf else "open"
-    return Cell(
-        **{
-            **asdict(cell),
-            "difference": difference,
-            "wins": sum(mine < other for mine, other in pairs),
-            "losses": sum(mine > other for mine, other in pairs),
-            "outcome": outcome,
-        }
+    table = differences(cell.loss, base.loss, len(cell.seeds))
+    found = interval(table)
+    return replace(
+        cell,
+        difference=table.ravel().tolist(),
+        interval=(found.low, found.high),
+        wins=int((table < 0).sum()),
+        losses=int((table > 0).sum()),
+        outcome="ahead" if found.below else "behind" if found.above else "open",
     )
 
 
 def _leaves(cell: Cell, limit: float) -> bool:
     """Whether a method's mean loss is below ``limit`` by the margin, beyond the spread over seeds."""
-    spread = Spread.of(cell.loss)
-    gain = limit - spread.mean
-    beyond = spread.count < 2 or gain > spread.half_width
-    return gain >= DECIDED_MARGIN * limit and beyond
+    found = interval(np.reshape(cell.loss, (-1, len(cell.seeds))))
+    beyond = len(cell.loss) < 2 or found.high < limit
+    return limit - found.mean >= DECIDED_MARGIN * limit and beyond
 
 
 @dataclass(frozen=True)
@@ -210,7 +202,7 @@ class Overall:
             mean loss / zero-shot loss.
         better, worse: on how many tasks the mean loss is below, above the reference's; ``ahead`` and
             ``behind``: on how many of them beyond the 95 % interval.
-        pairs_won, pairs_lost: seeds with a smaller, a larger loss than the reference's.
+        pairs_won, pairs_lost: runs with a smaller, a larger loss than the reference's.
         divergences, runs: over all tasks, undecided ones too.
     """
 
@@ -242,7 +234,7 @@ def overall(tasks: Sequence[TaskSummary], label: str) -> Overall:
         pairs_won=sum(cell.wins for _, cell in decided),
         pairs_lost=sum(cell.losses for _, cell in decided),
         divergences=sum(task.cells[label].divergences for task in tasks),
-        runs=sum(len(task.cells[label].seeds) for task in tasks),
+        runs=sum(len(task.cells[label].loss) for task in tasks),
     )
 
 
@@ -319,7 +311,7 @@ def _task_lines(task: TaskSummary, reference: str) -> list[str]:
             )
             pairs = f"{cell.wins} : {cell.losses}"
         row = (label, rate, _with_spread(cell.loss), _with_spread(cell.metric), difference, pairs)
-        lines.append("| " + " | ".join(row) + f" | {cell.divergences} of {len(cell.seeds)} |")
+        lines.append("| " + " | ".join(row) + f" | {cell.divergences} of {len(cell.loss)} |")
     return lines
 
 
@@ -327,7 +319,8 @@ def _legend(tasks: Sequence[TaskSummary], reference: str) -> list[str]:
     cell = next(iter(tasks[0].cells.values()))
     lines = [
         f"Mean ± standard deviation over {len(cell.seeds)} seeds. Differences to {reference} are paired by seed; "
-        "▼ below, ▲ above it beyond the 95 % interval (Student's t). seeds: won : lost against it, ties in neither. "
+        "▼ below, ▲ above it: the 95 % interval (bootstrap, at least Student's t) excludes zero. "
+        "seeds: won : lost against it, ties in neither. "
         "diverged: not finite, or a final test loss no better than zero-shot. ∞: a run did not end finite.",
     ]
     if any(cell.interior is False for task in tasks for cell in task.cells.values()):

@@ -13,8 +13,9 @@ import multiprocessing
 import signal
 import traceback
 from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -148,8 +149,8 @@ class Executor(Protocol):
     def has_room(self) -> bool:
         """Whether another run can be submitted now."""
 
-    def submit(self, spec: Any) -> None:
-        """Begin a run."""
+    def submit(self, queue: deque[Any]) -> None:
+        """Begin one of the waiting runs and take it out of the queue."""
 
     def collect(self) -> list[Record]:
         """Wait until at least one submitted run is finished."""
@@ -158,18 +159,45 @@ class Executor(Protocol):
         """End without waiting for runs that are under way."""
 
 
+#: How far ahead in the queue a process looks for a run like its last one.
+LOOKAHEAD = 512
+
+
+def take(queue: deque[Any], last: Any, others: Collection[Any]) -> Any:
+    """Take the next run of a process out of the queue: one with the seed of its last run, which shares its cache.
+
+    Where there is none, one with a seed that no other process is at; else the first.
+
+    Args:
+        last: the seed of the process's last run; ``others``: those of the other processes' last runs.
+    """
+    groups = [_group(spec) for spec in islice(queue, LOOKAHEAD)]
+    at = next((at for at, group in enumerate(groups) if group == last), None)
+    if at is None:
+        at = next((at for at, group in enumerate(groups) if group not in others), 0)
+    spec = queue[at]
+    del queue[at]
+    return spec
+
+
+def _group(spec: Any) -> Any:
+    return getattr(spec, "seed", None)
+
+
 class InProcess:
     """Makes one run after the other in this process."""
 
     def __init__(self, run: Callable[[Any], Record]) -> None:
         self._run = run
         self._waiting: list[Any] = []
+        self._last: Any = None
 
     def has_room(self) -> bool:
         return not self._waiting
 
-    def submit(self, spec: Any) -> None:
-        self._waiting.append(spec)
+    def submit(self, queue: deque[Any]) -> None:
+        self._waiting.append(take(queue, self._last, ()))
+        self._last = _group(self._waiting[-1])
 
     def collect(self) -> list[Record]:
         return [self._run(self._waiting.pop())]
@@ -190,6 +218,7 @@ class Processes:
     def __init__(self, count: int, prepare: Callable[..., Callable[[Any], Record]], arguments: tuple[Any, ...]) -> None:
         context = multiprocessing.get_context("spawn")
         self._busy: set[Connection] = set()
+        self._last: dict[Connection, Any] = {}
         self._idle: list[Connection] = []
         self._processes = []
         for _ in range(count):
@@ -203,8 +232,10 @@ class Processes:
     def has_room(self) -> bool:
         return bool(self._idle)
 
-    def submit(self, spec: Any) -> None:
+    def submit(self, queue: deque[Any]) -> None:
         pipe = self._idle.pop()
+        spec = take(queue, self._last.get(pipe), [group for other, group in self._last.items() if other is not pipe])
+        self._last[pipe] = _group(spec)
         pipe.send(spec)
         self._busy.add(pipe)
 
@@ -279,7 +310,7 @@ def drive(
     made = 0
     while state.outstanding:
         while state.queue and executor.has_room():
-            executor.submit(state.queue.popleft())
+            executor.submit(state.queue)
         for record in executor.collect():
             made += 1
             store.add(record)

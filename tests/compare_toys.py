@@ -63,8 +63,8 @@ class Steep(Toy):
         return 16 * model(batch)
 
 
-KINDS = {"dev": Toy, "flat": Flat, "held": Steep, "meta": Toy}
-ROLES = {"dev": "development", "flat": "development", "held": "held-out", "meta": "meta-training"}
+KINDS = {"dev": Toy, "flat": Flat, "held": Steep, "alike": Toy, "meta": Toy}
+ROLES = {"dev": "development", "flat": "development", "held": "held-out", "alike": "held-out", "meta": "meta-training"}
 
 
 def toy_bench(base: str, tasks: Sequence[str], device: str = "cpu", dtype: str | None = None) -> Bench:
@@ -104,10 +104,10 @@ class Regression:
             return {"loss": float(self.loss(model, randn(64, 4, seed=5)))}
 
 
-def planted_tuner(folder: Path, tasks: Sequence[str] = ("meta",)) -> Path:
+def planted_tuner(folder: Path, tasks: Sequence[str] = ("meta",), seed: int = 0) -> Path:
     """A tuner that moves the useful block alone, as far as the bounded output allows."""
-    tuner = Tuner.untrained(Useful())
+    tuner = Tuner.untrained(Useful(), seed=seed)
     with torch.no_grad():
         tuner.network.out.bias.copy_(torch.tensor([[2.0], [-2.0]]))
-    tuner.provenance = {"tasks": list(tasks), "config": {"seed": 0}}
+    tuner.provenance = {"tasks": list(tasks), "config": {"seed": seed}}
     return tuner.save_pretrained(folder)

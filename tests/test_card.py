@@ -111,7 +111,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A tuner's folder, and the comparison that it was in."""
     folder = tmp_path_factory.mktemp("compared")
     tuner = planted_tuner(folder / "tuner")
-    rates = dict.fromkeys(("mezo", "hizoo", "untrained", "planted"), 1e-3)
+    rates = dict.fromkeys(("mezo", "hizoo", "untrained", "permuted", "planted"), 1e-3)
     values: dict[str, Any] = {"tasks": ["dev", "flat"], "tuners": {"planted": str(tuner)}, "seeds": 2, "forwards": 12}
     values |= {"lr_mode": "fixed", "lrs": rates}
     compare(config(folder / "out", **values), say=quiet, factory=toy_bench)

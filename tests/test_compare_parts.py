@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from finetune.compare_run import RunSpec, TunerSource
-from finetune.report import Chosen, Spread, markdown, overall, summarise_task, verdict
+from finetune.report import Chosen, markdown, overall, summarise_task, verdict
 from finetune.sweep import InProcess, RunStore, Search, drive, grid_lr, search_grid
 from zoft.errors import UsageError
 
@@ -121,13 +121,13 @@ def test_a_runs_key_depends_on_every_setting_but_not_on_where_a_tuner_lies() -> 
     changed = {
         "fingerprint": "g", "data": "e", "task": "u", "optimizer": "hizoo", "hyper": {"a": 1}, "lr": 2e-3,
         "epsilon": 1e-2, "seed": 1, "forwards": 11, "batch_size": 5, "eval_points": 2, "validation_examples": 7,
-        "test": True, "test_examples": 7, "noise": "rademacher", "tuner": TunerSource("x", False, 0, "1"),
+        "test": True, "test_examples": 7, "noise": "rademacher", "tuner": TunerSource("x", None, 0, "1"),
     }  # fmt: skip
     assert set(changed) == set(spec().settings)
     keys = {spec(**{name: value}).key for name, value in changed.items()}
     assert len(keys | {spec().key}) == len(changed) + 1
-    here, there = (spec(tuner=TunerSource(folder, False, 0, "1")).key for folder in ("here", "there"))
-    assert here == there != spec(tuner=TunerSource("here", False, 0, "2")).key
+    here, there = (spec(tuner=TunerSource(folder, None, 0, "1")).key for folder in ("here", "there"))
+    assert here == there != spec(tuner=TunerSource("here", None, 0, "2")).key
 
 
 def chosen(losses: Sequence[float], zero: float = 1.0, interior: bool | None = True) -> Chosen:
@@ -199,10 +199,3 @@ def test_the_verdict_says_what_was_measured() -> None:
     said = verdict([summarise_task("t", "", found, "mezo")], "mezo", {"mine": "untrained"})
     assert "over 1 decided task: mezo and untrained (0.5050)" in said
     assert "against mezo: better on 0 (0 clear), worse on 1 (1 clear); against untrained: better on 0 of 1" in said
-
-
-def test_the_interval_is_student_s() -> None:
-    spread = Spread.of([1.0, 2.0, 3.0])
-    assert (spread.mean, spread.sd) == (2.0, 1.0)
-    assert spread.half_width == pytest.approx(4.303 / math.sqrt(3))
-    assert math.isnan(Spread.of([1.0]).sd)

@@ -23,7 +23,10 @@ from zoft.tasks import TASKS
 ROOT = Path(__file__).parent.parent
 
 FILES = sorted(
-    file.relative_to(ROOT) for app in ("finetune", "meta_train") for file in (ROOT / app / "configs").rglob("*.yaml")
+    file.relative_to(ROOT)
+    for app in ("finetune", "meta_train")
+    for file in (ROOT / app / "configs").rglob("*.yaml")
+    if file.name != "evidence.yaml"  # of no verb; see test_evidence.py
 )
 
 PUBLISHED = [file for file in FILES if file.parent.name == "published"]
@@ -46,7 +49,7 @@ def command(file: Path) -> list[str]:
 def test_how_many_there_are() -> None:
     counts = {app: sum(file.parts[0] == app for file in PUBLISHED) for app in ("finetune", "meta_train")}
     assert counts == {"finetune": 19, "meta_train": 5}
-    assert len(FILES) - len(PUBLISHED) == 8
+    assert len(FILES) - len(PUBLISHED) == 9
     models = {read_yaml(ROOT / file).get("model") or read_yaml(ROOT / file)["base"] for file in PUBLISHED}
     wanted = {"opt-13b", "opt-30b", "llama-3.2-1b", "llama-3.1-8b", "qwen2.5-14b", "phi-2", "roberta-large"}
     assert models == wanted

@@ -13,14 +13,21 @@ from zoft.errors import Interrupted
 EXAMPLES = """
 zoft compare --base zoft-base --optimizers mezo,hizoo --seeds 3 --output-dir runs/compare
 zoft compare --base zoft-base --tuners mine=./my-tuner --tasks review-negation,question-type
+zoft compare --tuners mine=./my-tuner --tasks mood,list-item --regimes tuned,untuned --budgets 600,2000
+zoft compare --self-test
 zoft compare --optimizers mezo,hizoo:smooth_scale=1e-4 --lr-mode fixed --lrs mezo=1e-4,hizoo:smooth_scale=1e-4=3e-5
 """
 
 
-def run(config_file: str | None, dry_run: bool, quiet: bool, debug: bool, **values: Any) -> None:
-    """Compare, then show the table."""
+def run(
+    config_file: str | None, dry_run: bool, quiet: bool, debug: bool, self_test: bool = False, **values: Any
+) -> None:
+    """Compare, then show the table; or test the instrument itself."""
     from finetune.methods import baselines
 
+    if self_test:
+        _self_test()
+        return
     config = flags.build(CompareConfig, "compare", config_file, flags.given(values, CompareConfig))
     baselines(config)  # a wrong method or hyper-parameter is said before anything is loaded
     if dry_run or not quiet:
@@ -40,6 +47,15 @@ def run(config_file: str | None, dry_run: bool, quiet: bool, debug: bool, **valu
     click.echo(f"results: {comparison.folder}")
 
 
+def _self_test() -> None:
+    from finetune.self_test import self_test
+
+    result = self_test()
+    click.echo("\n".join(result.lines))
+    if not result.passed:
+        raise SystemExit(1)
+
+
 def _progress(line: str) -> None:
     click.echo(line, err=True)
 
@@ -53,6 +69,11 @@ command = flags.verb(
     run,
     [
         *flags.config_options(CompareConfig, first=["base", "tasks", "optimizers", "tuners", "output_dir"]),
+        click.Option(
+            ["--self-test"],
+            is_flag=True,
+            help="Test the instrument itself, a minute or two: a planted gain must win, and nothing else.",
+        ),
         *flags.common_options(),
     ],
     EXAMPLES,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from zoft.blocks import Blocks
 from zoft.errors import UsageError
-from zoft.noise import Key, get_noise
+from zoft.noise import Key, Noise, get_noise
 from zoft.objective import Objective
 from zoft.optimizers.base import ZOOptimizer
 from zoft.optimizers.closure import Closure, check_same_twice, objective_of
@@ -35,7 +35,7 @@ class ZerothOrder(torch.optim.Optimizer):
         model: the model; its parameters with ``requires_grad`` are trained.
         method: a method, or its name with its hyper-parameters in ``hyper``.
         seed: the run's seed; with the step number it determines every direction.
-        noise: kind of noise.
+        noise: kind of noise, or the noise itself (``keep_bytes`` is then its own).
         params: parameter groups over the model's parameters, as for any optimizer of torch: tensors, named
             tensors, or dictionaries with ``params`` and, where they differ from the method's, ``lr`` and
             ``weight_decay``. By default one group of all that is trainable.
@@ -68,7 +68,7 @@ class ZerothOrder(torch.optim.Optimizer):
         method: str | ZOOptimizer = "mezo",
         *,
         seed: int = 0,
-        noise: str = "gaussian-table",
+        noise: str | Noise = "gaussian-table",
         params: Iterable[Any] | None = None,
         reduce: Reduce | None = None,
         keep_bytes: int = 0,
@@ -95,7 +95,7 @@ class ZerothOrder(torch.optim.Optimizer):
         self.model = model
         self.seed = seed
         self.last: StepResult | None = None
-        self._noise = get_noise(noise, keep_bytes)
+        self._noise = get_noise(noise, keep_bytes) if isinstance(noise, str) else noise
         self._reduce = reduce
         self._check_closure = check_closure
         self._method_state: State = {}

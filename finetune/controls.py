@@ -1,0 +1,168 @@
+"""Controls: what a learned tuner must beat before anything that it learned can be credited.
+
+Each is a function of the tuner, the base at its initial weights and a seed, in the one registry
+:data:`CONTROLS`. It returns a tuner, or the reason why there is none: a sentence for the notes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zoft.blocks import Block, Blocks
+from zoft.step import Probe, State
+from zoft.tuner import BoundTuner, PertNN, Tuner
+from zoft.tuner.bound import _SCALE, _SIGMA
+from zoft.tuner.normalization import effective_sizes, normalization
+
+#: Makes a control's tuner from a tuner, the base and a seed, or says why there is none.
+Control = Callable[[Tuner, nn.Module, int], Tuner | str]
+
+
+def untrained(tuner: Tuner, model: nn.Module, seed: int) -> Tuner | str:
+    """The same networks at the initial values that the seed gives, without a structure: where meta-training began."""
+    network = PertNN(len(tuner.config.blocks.names), tuner.config.network, seed)
+    plain: Any = tuner if _structure(tuner) is None else _any(tuner).structured(None)
+    return Tuner(plain.config, network)
+
+
+def permuted(tuner: Tuner, model: nn.Module, seed: int) -> Tuner | str:
+    """The learned scales, dealt out to the blocks in another order: the same spread without what was learned.
+
+    The σ that block i's network gives is used for block π(i), with a fixed random π that leaves no block in its
+    place, and so are the share and the weight of a structure, whose factors stay. ν is computed for the scales as
+    they are used.
+    """
+    output, structure = tuner.network.out, _structure(tuner)
+    alike = not bool(output.weight.any()) and len(output.bias.unique()) == 1
+    if structure is not None:
+        alike = alike and len(structure.share.unique()) == len(structure.weight.unique()) == 1
+    if alike:
+        return "it has the same scale for every block"
+    if len(Blocks.of(model)) < 2:
+        return "the base has a single block"
+    return PermutedTuner(**{part.name: getattr(tuner, part.name) for part in fields(tuner)}, order_seed=seed)
+
+
+def random_basis(tuner: Tuner, model: nn.Module, seed: int) -> Tuner | str:
+    """The same tuner with another structure: a random basis of equal rank and spectrum, or scales in another order."""
+    structure = _structure(tuner)
+    if structure is None:
+        return "it has no structured part"
+    made: Tuner = _any(tuner).structured(structure.random_like(seed))
+    return made
+
+
+def _structure(tuner: Tuner) -> Any:
+    """The tuner's structured part, where it has one."""
+    return getattr(tuner, "structure", None)
+
+
+def _any(tuner: Tuner) -> Any:
+    return tuner
+
+
+def biases_only(tuner: Tuner, model: nn.Module, seed: int) -> Tuner | str:
+    """Plain MeZO on the parameters of one dimension alone: biases and the weights of norms."""
+    sizes = {block.parameter.ndim < 2 for block in Blocks.of(model)}
+    if len(sizes) < 2:
+        return f"{'every' if True in sizes else 'no'} parameter of the base has one dimension"
+    plain = Tuner.untrained(model)
+    return VectorsTuner(plain.config, plain.network)
+
+
+#: Every control by its name, in the order of the tables; ``compare_config.CONTROL_NAMES`` has the names without torch.
+CONTROLS: dict[str, Control] = {
+    "untrained": untrained,
+    "permuted": permuted,
+    "random-basis": random_basis,
+    "biases-only": biases_only,
+}
+
+
+def _marked(digest: str, mark: str) -> str:
+    return hashlib.sha256(f"{digest}:{mark}".encode()).hexdigest()[:32]
+
+
+@dataclass(eq=False)
+class PermutedTuner(Tuner):
+    """A tuner whose σ are dealt out in another order; see :func:`permuted`."""
+
+    order_seed: int = 0
+
+    @property
+    def digest(self) -> str:
+        """Of the tuner and the order."""
+        return _marked(super().digest, f"permuted:{self.order_seed}")
+
+    def bind(self, model: nn.Module, batch_size: int | None = None) -> BoundTuner:
+        """As a tuner, with an order for the blocks of ``model``."""
+        structure = _structure(self)
+        if structure is None:
+            bound = super().bind(model, batch_size)
+        else:
+            order = derangement(len(structure.share), self.order_seed)
+            mixed = replace(structure, share=structure.share[order], weight=structure.weight[order])
+            bound = Tuner.bind(_any(self).structured(mixed), model, batch_size)
+        values = {part.name: getattr(bound, part.name) for part in fields(bound)}
+        return _PermutedBound(**values, order=derangement(len(Blocks.of(model)), self.order_seed))
+
+
+def derangement(count: int, seed: int) -> Tensor:
+    """A random order of ``count`` ≥ 2 things in which none keeps its place, int64 [count]."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        order = torch.randperm(count, generator=generator)
+        if not bool((order == torch.arange(count)).any()):
+            return order
+
+
+@dataclass(frozen=True, eq=False)
+class _PermutedBound(BoundTuner):
+    order: Tensor | None = None
+
+    def begin(self, state: State, blocks: Blocks) -> None:
+        # The networks see their own last output, so that the state keeps σ as they gave it.
+        super().begin(state, blocks)
+        with torch.no_grad():
+            sigma = state[_SIGMA][self.order]
+            sizes = effective_sizes(blocks, self.batch_size, self.normalization)
+            structure: Any = getattr(self, "structure", None)
+            spread = sigma if structure is None else sigma * structure.power.sqrt()
+            state[_SCALE].copy_(normalization(spread, sizes, self.normalization) * sigma)
+
+
+@dataclass(eq=False)
+class VectorsTuner(Tuner):
+    """No tuner but a mask: scale 1 for parameters of one dimension, 0 for the others."""
+
+    @property
+    def digest(self) -> str:
+        """Of the blocks' names and shapes and of the mask."""
+        return _marked(self.config.blocks.signature, "biases-only")
+
+    def bind(self, model: nn.Module, batch_size: int | None = None) -> BoundTuner:
+        """The mask of ``model``'s blocks."""
+        bound = super().bind(model, batch_size)
+        values = {part.name: getattr(bound, part.name) for part in fields(bound)}
+        return _VectorsBound(**values)
+
+
+@dataclass(frozen=True, eq=False)
+class _VectorsBound(BoundTuner):
+    def init(self, blocks: Blocks) -> State:
+        return {}
+
+    def begin(self, state: State, blocks: Blocks) -> None:
+        pass
+
+    def scale(self, state: State, block: Block) -> float:
+        return 1.0 if block.parameter.ndim < 2 else 0.0
+
+    def end(self, state: State, probes: Sequence[Probe]) -> None:
+        pass

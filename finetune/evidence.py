@@ -1,0 +1,215 @@
+"""The evidence: one run of all comparisons with the frozen defaults on held-out tasks, and the page that shows it.
+
+    python -m finetune.evidence --config finetune/configs/evidence.yaml     make the runs, the figures and the page
+    python -m finetune.evidence --config ... --render                       make the page from the figures alone
+
+Evidence is made once for a frozen default. The tuners' digests and the hash of the configuration are written down
+before the first run; with others the command refuses, unless it is told with --supersede why the earlier evidence is
+put aside. That reason, with what was put aside, stays in the figures for good.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from finetune.compare import Comparison, compare
+from finetune.compare_output import RESULT_FILE, RUNS_FILE
+from finetune.compare_run import BenchFactory, language_model_bench
+from finetune.evidence_config import LABEL, EvidenceBase, EvidenceConfig
+from finetune.evidence_page import page, plots_of
+from finetune.report import to_json
+from zoft.errors import UsageError, ZoftError
+from zoft.tuner import Tuner
+
+#: Version of the figures.
+FORMAT = 1
+
+FROZEN_FILE = "frozen.json"
+
+
+def evidence(
+    config: EvidenceConfig,
+    *,
+    supersede: str | None = None,
+    say: Callable[[str], None] = print,
+    factory: BenchFactory = language_model_bench,
+) -> dict[str, Any]:
+    """Make every run that is missing, then the figures and the page.
+
+    Args:
+        supersede: why earlier evidence of other tuners or settings is put aside.
+        say: takes lines of progress.
+        factory: see :func:`finetune.compare.compare`.
+
+    Returns:
+        The figures, as they are written.
+
+    Raises:
+        UsageError: evidence of another default is there; or whatever a comparison raises.
+    """
+    notes_of(Path(config.notes))
+    earlier = _freeze(config, supersede)
+    found = []
+    for base in config.bases:
+        say(f"== {base.name}")
+        comparison = compare(config.comparison(base), say=say, factory=factory, role="held-out")
+        found.append(_base(base, comparison))
+    content = to_json(
+        _rounded(
+            {
+                "format": FORMAT,
+                "zoft_version": metadata.version("zoft"),
+                "frozen": frozen(config),
+                "earlier": earlier,
+                "config": config.to_dict(),
+                "bases": found,
+            }
+        )
+    )
+    target = Path(config.result)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    render(config)
+    return dict(content)
+
+
+def render(config: EvidenceConfig) -> str:
+    """Write the page and its plots from the figures alone.
+
+    Returns:
+        The page.
+
+    Raises:
+        UsageError: there are no figures, or no notes with what failed and the limits.
+    """
+    content = _read(Path(config.result))
+    if content is None:
+        raise UsageError(f"there is no {config.result}", "Make the evidence first: leave out --render.")
+    target = Path(config.page)
+    text = page(content, notes_of(Path(config.notes)), f"{target.stem}/")
+    plots_of(content, target.parent / target.stem)
+    target.write_text(text, encoding="utf-8")
+    return text
+
+
+def frozen(config: EvidenceConfig) -> dict[str, Any]:
+    """What the evidence is of: the configuration's hash, and the digests of every base's tuners."""
+    return {
+        "config": config.digest,
+        "tuners": {base.name: [Tuner.from_pretrained(name).digest for name in _folders(base)] for base in config.bases},
+    }
+
+
+def _folders(base: EvidenceBase) -> list[str]:
+    return [base.tuner] if isinstance(base.tuner, str) else base.tuner
+
+
+def _freeze(config: EvidenceConfig, supersede: str | None) -> list[dict[str, Any]]:
+    """Write down what the evidence is of, before the first run.
+
+    Returns:
+        What was put aside earlier, with the reasons.
+    """
+    now, file = frozen(config), Path(config.output_dir) / FROZEN_FILE
+    published = _read(Path(config.result)) or {}
+    begun = _read(file) if any(file.parent.glob(f"*/{RUNS_FILE}")) else None
+    begun = begun or {"frozen": published.get("frozen"), "earlier": published.get("earlier", [])}
+    earlier = list(begun["earlier"])
+    before = begun["frozen"]
+    if before is not None and before != now:
+        changed = [name for name in now["tuners"] if now["tuners"][name] != before["tuners"].get(name)]
+        what = f"tuners of {', '.join(changed)}" if changed else "settings"
+        if not supersede:
+            raise UsageError(
+                f"evidence of other {what} is there already: it is made once for a frozen default",
+                "Give back what it was made with, or put it aside with --supersede REASON, which is recorded.",
+            )
+        earlier.append({"frozen": before, "reason": supersede})
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"frozen": now, "earlier": earlier}, indent=1) + "\n", encoding="utf-8")
+    return earlier
+
+
+def _base(base: EvidenceBase, comparison: Comparison) -> dict[str, Any]:
+    """What the figures keep of one base's comparison."""
+    content = json.loads((comparison.folder / RESULT_FILE).read_text(encoding="utf-8"))
+    keep = ("regime", "forwards", "tasks", "search", "recommended", "contests", "standings", "reach", "curves")
+    tuners = content["methods"][LABEL]["tuners"]
+    return {
+        "name": base.name,
+        "base": content["base"],
+        "derivative": base.derivative,
+        "tuners": [tuner["digest"] for tuner in tuners],
+        "methods": list(content["methods"]),
+        "rivals": content["rivals"].get(LABEL, []),
+        "reference": content["reference"],
+        "choose_on": content["choose_on"],
+        "notes": content["notes"],
+        "views": [{key: view[key] for key in keep} for view in content["views"]],
+        "untuned_against_tuned": content["untuned_against_tuned"],
+    }
+
+
+def notes_of(file: Path) -> str:
+    """The hand-written part of the page.
+
+    Raises:
+        UsageError: it cannot be read, or says nothing of what failed or of limits.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot read {file}: {error.strerror}", "Write what failed and the limits there.") from None
+    for heading in ("## What failed", "## Limits"):
+        _, found, rest = text.partition(f"{heading}\n")
+        if not found or not rest.partition("\n## ")[0].strip():
+            raise UsageError(f"{file} has nothing under {heading!r}", "Write it: evidence has failures and limits.")
+    return text.strip() + "\n"
+
+
+def _rounded(value: Any) -> Any:
+    """Numbers with six significant digits: what is shown has four."""
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(item) for item in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    if not file.is_file():
+        return None
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read {file}: {error}", "Remove the file if it is damaged.") from None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m finetune.evidence", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--config", required=True, help="configuration, a YAML file")
+    parser.add_argument("--render", action="store_true", help="only make the page from the figures")
+    parser.add_argument("--supersede", metavar="REASON", help="put earlier evidence of another default aside")
+    given = parser.parse_args(arguments)
+    try:
+        config = EvidenceConfig.load(given.config)
+        if given.render:
+            render(config)
+        else:
+            evidence(config, supersede=given.supersede)
+    except ZoftError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    print(config.page)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,185 @@
+"""The evidence and the table of candidates: what they refuse, and that what they show is what was measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune import candidates
+from finetune.compare import compare
+from finetune.evidence import evidence, main, render
+from finetune.evidence_config import EvidenceConfig
+from finetune.evidence_page import GOALS, _share, figures, pairs_of
+from tests.compare_toys import planted_tuner, toy_bench
+from tests.test_compare import config as comparison
+from tests.test_compare import quiet
+from zoft.errors import UsageError
+
+ROOT = Path(__file__).parents[1]
+
+NOTES = "## What failed\n\nMost of it.\n\n## Limits\n\nToys.\n"
+
+
+def values(folder: Path, **more: Any) -> dict[str, Any]:
+    """An evidence of a second or two: a base and a derivative, on toys."""
+    tuner = folder / "tuner"
+    if not tuner.is_dir():
+        planted_tuner(tuner)
+        (folder / "notes.md").write_text(NOTES)
+    bases = [
+        {"name": "toy", "base": "toy", "tuner": str(tuner), "tasks": ["alike", "held"], "choose_on": ["dev"]},
+        {"name": "toy-2", "base": "toy", "tuner": str(tuner), "tasks": ["alike"], "choose_on": ["dev"],
+         "derivative": True},
+    ]  # fmt: skip
+    fixed = {
+        "bases": bases, "optimizers": ["mezo"], "budgets": [20], "seeds": 3, "selection_seeds": 1, "lr_start": 1e-2,
+        "lr_reach": 14, "workers": 1, "eval_points": 4, "output_dir": str(folder / "runs"),
+        "result": str(folder / "docs" / "evidence.json"), "page": str(folder / "docs" / "evidence.md"),
+        "notes": str(folder / "notes.md"),
+    }  # fmt: skip
+    return {**fixed, **more}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The folder of an evidence, and its figures."""
+    folder = tmp_path_factory.mktemp("evidence")
+    return folder, evidence(EvidenceConfig.build(values(folder)), say=quiet, factory=toy_bench)
+
+
+def test_the_figures_are_those_of_the_comparisons(made: tuple[Path, dict[str, Any]]) -> None:
+    folder, content = made
+    pairs = pairs_of(content)
+    assert [(pair.base, pair.regime, pair.task.task) for pair in pairs] == [
+        ("toy", "tuned", "alike"), ("toy", "tuned", "held"), ("toy", "untuned", "alike"), ("toy", "untuned", "held"),
+        ("toy-2", "tuned", "alike"), ("toy-2", "untuned", "alike"),
+    ]  # fmt: skip
+    compared = json.loads((folder / "runs" / "toy" / "compare.json").read_text())
+    for pair, task in zip(pairs, compared["tasks"], strict=False):
+        loss = task["cells"]["default"]["loss"]
+        assert pair.task.cells["default"].loss == pytest.approx(loss, rel=1e-5)
+    outcomes = [pair.contest.outcome for pair in pairs if pair.contest]
+    assert outcomes == ["win", "win", "win", "open", "win", "win"]  # one rate for all is lost on the steep task
+    found = {(figure.measure, figure.derivatives): figure for figure in figures(pairs)}
+    assert len(found) == 2 * len(GOALS)
+    assert found["tuned", False].shown.startswith("2 of 2 = 100%")
+    assert found["untuned", False].shown.startswith("1 of 2 = 50%")
+    assert found["untuned", False].shown.endswith("; 3 of 6 runs diverged")
+    assert found["tuned", True].shown.startswith("1 of 1 = 100%")
+    assert found["crossed", False].shown.startswith("1 of 2")
+    reach = found["reach", False].found
+    assert reach is not None
+    assert 0 < reach.low <= reach.mean <= reach.high < 1
+    assert found["metric", False].found is not None
+
+
+def test_the_page_shows_goals_tables_plots_and_the_notes(made: tuple[Path, dict[str, Any]]) -> None:
+    folder, content = made
+    text = (folder / "docs" / "evidence.md").read_text()
+    for words in (
+        "## On held-out tasks",
+        "## On derivatives",
+        "| wins on final loss over the best rival, tuned | ≥ 95 % of ≥ 28 pairs | 82.1 %, no control | 2 of 2 = 100%",
+        "### toy: untuned, 20 forward passes",
+        "| best rival | ",
+        "![Loss by forward passes](evidence/toy-loss.png)",
+        content["frozen"]["tuners"]["toy"][0],
+        NOTES,
+    ):
+        assert words in text
+    for name in ("toy-loss", "toy-lr", "toy-2-loss", "toy-2-lr"):
+        assert (folder / "docs" / "evidence" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    again = render(EvidenceConfig.build(values(folder)))
+    assert again == text
+
+
+def test_another_tuner_or_setting_is_refused_unless_it_is_said_why(made: tuple[Path, dict[str, Any]]) -> None:
+    folder, content = made
+    config = EvidenceConfig.build(values(folder))
+    lines: list[str] = []
+    again = evidence(config, say=lines.append, factory=toy_bench)
+    assert again == content
+    assert not any("validation loss" in line for line in lines)
+    with pytest.raises(UsageError, match="evidence of other settings is there already"):
+        evidence(EvidenceConfig.build(values(folder, seeds=4)), say=quiet, factory=toy_bench)
+    other = planted_tuner(folder / "other", seed=1)
+    bases = [{**values(folder)["bases"][1], "tuner": str(other)}]
+    changed = EvidenceConfig.build(values(folder, bases=bases, seeds=1))
+    with pytest.raises(UsageError, match="evidence of other tuners of toy-2 is there already"):
+        evidence(changed, say=quiet, factory=toy_bench)
+    assert json.loads((folder / "docs" / "evidence.json").read_text()) == content
+    after = evidence(changed, supersede="a mistake was found", say=quiet, factory=toy_bench)
+    assert after["earlier"] == [{"frozen": content["frozen"], "reason": "a mistake was found"}]
+    assert (
+        f"put aside earlier: tuners {content['frozen']['tuners']['toy'][0]}"
+        in (folder / "docs" / "evidence.md").read_text()
+    )
+
+
+def test_what_is_no_evidence_is_refused(tmp_path: Path) -> None:
+    bases = [{"name": "a", "base": "zoft-base", "tuner": "x", "tasks": ["question-type"]}]
+    with pytest.raises(UsageError, match="question-type of a is no held-out task"):
+        EvidenceConfig.build(values(tmp_path, bases=bases))
+    dev = [{**values(tmp_path)["bases"][0], "tasks": ["dev"]}]
+    with pytest.raises(UsageError, match="dev: no held-out task"):
+        evidence(EvidenceConfig.build(values(tmp_path, bases=dev, seeds=1)), say=quiet, factory=toy_bench)
+    (tmp_path / "notes.md").write_text("## What failed\n\n## Limits\n\nToys.\n")
+    with pytest.raises(UsageError, match="nothing under '## What failed'"):
+        evidence(EvidenceConfig.build(values(tmp_path)), say=quiet, factory=toy_bench)
+    with pytest.raises(UsageError, match="different names"):
+        EvidenceConfig.build(values(tmp_path, bases=[dev[0], dev[0]]))
+
+
+def test_the_command_and_its_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = ROOT / "finetune" / "configs" / "evidence.yaml"
+    first = file.read_text(encoding="utf-8").splitlines()[0]
+    assert first == "# python -m finetune.evidence --config finetune/configs/evidence.yaml"
+    assert first.removeprefix("# python ") in (ROOT / "Makefile").read_text(encoding="utf-8")
+    made = EvidenceConfig.load(file)
+    assert EvidenceConfig.build(made.to_dict()) == made
+    assert made.seeds >= 10
+    assert made.budgets == [600, 2000, 10000]
+    assert sum(len(base.reported) for base in made.bases) >= 28
+    assert all(isinstance(base.tuner, list) and len(base.tuner) >= 3 for base in made.bases)
+    for base in made.bases:
+        compared = made.comparison(base)
+        assert (compared.regimes, compared.controls) == (["tuned", "untuned"], None)
+        assert compared.output_dir == f"runs/evidence/{base.name}"
+    assert main(["--config", str(tmp_path / "none.yaml")]) == 2
+    assert "cannot read" in capsys.readouterr().err
+
+
+def test_intervals_of_shares_are_wilson_s() -> None:
+    found, shown = _share(27, 28)
+    assert found is not None
+    assert (found.low, found.high) == (pytest.approx(0.8229, abs=1e-3), pytest.approx(0.9937, abs=1e-3))
+    assert shown == "27 of 28 = 96% (82% … 99%)"
+    assert _share(0, 0) == (None, "–")
+
+
+def test_candidates_are_kept_failures_too_and_come_from_development_tasks(tmp_path: Path) -> None:
+    tuner = planted_tuner(tmp_path / "tuner")
+    common = {"optimizers": ["mezo"], "seeds": 2, "forwards": 12, "tuners": {"mine": str(tuner)}, "plots": False}
+    common |= {"lr_mode": "fixed", "lrs": dict.fromkeys(("mezo", "untrained", "permuted", "mine"), 1e-2)}
+    for name, tasks in (("dev", ["dev"]), ("held", ["dev", "alike"])):
+        compare(comparison(tmp_path / name, **{**common, "tasks": tasks}), say=quiet, factory=toy_bench)
+    result, page = tmp_path / "candidates.json", tmp_path / "candidates.md"
+    made = tmp_path / "dev" / "compare.json"
+    rows = candidates.add(made, "mine", "planted | by hand", result, page)
+    assert candidates.add(made, "mine", "said again", result, page) == rows
+    assert len(rows) == 1
+    assert "| mine | planted / by hand | toy | 1 | given | 12 | " in page.read_text()
+    content = json.loads(made.read_text())
+    content["views"][0]["standings"]["mine"] |= {"wins": 0, "losses": 1, "reach": None, "log_ratio": None}
+    made.write_text(json.dumps(content))
+    assert len(candidates.add(made, "mine", "failed", result, page)) == 2
+    assert "0 : 1 of 1 | – |" in page.read_text()
+    with pytest.raises(UsageError, match="alike are no development tasks"):
+        candidates.add(tmp_path / "held" / "compare.json", "mine", "", result, page)
+    with pytest.raises(UsageError, match="no tuner yours in this comparison; its tuners: mine"):
+        candidates.add(made, "yours", "", result, page)
+    with pytest.raises(UsageError, match="is no result of a comparison"):
+        candidates.add(result, "mine", "", result, page)
