@@ -1,9 +1,10 @@
 """Damaged and hostile tuners by the thousand: ``python -m tests.fuzz_tuners --count 20000 --seed 0``.
 
 Every case is a valid tuner (without a structure, with scales and with a low rank in turn) with one mutation, and a
-function of the seed and its number (``--only NUMBER`` repeats one). It goes through the command line in this process (``zoft tuner show FOLDER``, or the conversion of a published
-file), and must end as a ``ZoftError`` with exit code 3 or 4: no traceback, no more than 5 seconds of the processor
-(and a watchdog for what hangs without using it), no more than 1 GB, nothing written beside its own folder.
+function of the seed and its number (``--only NUMBER`` repeats one). It goes through the command line in this process
+(``zoft tuner show FOLDER``, or the conversion of a published file), and must end as a ``ZoftError`` with exit code 3
+or 4: no traceback, no more than 5 seconds of the processor (and a watchdog for what hangs without using it), no more
+than 1 GB, nothing written beside its own folder.
 
 Some mutations leave a tuner valid: another digit in the recommended learning rate, a blank in the JSON, a bit of an
 archive that nothing reads. Such a case may be accepted, and is then checked to be valid: its σ is finite, it binds or
