@@ -21,6 +21,10 @@ NOISE_PART = 16
 _TILE = 1 << 15
 
 
+#: Scales of so many entries are kept whole, which small models gain from; those of others are made chunk by chunk.
+_KEEP = 1 << 24
+
+
 class Part(ABC):
     """L of one block of [m, n], with trace m·n, from two factors.
 
@@ -158,21 +162,32 @@ class LowRank(Part):
         rows = here.left[first:last].square().sum(1)
         return span.of_rows(torch.outer(rows * learned, here.right.square().sum(1))).add_(isotropic)
 
-    def drawn(self, noise: Noise, key: Key, span: Span) -> Tensor:
-        """A·Z·Bᵀ over ``span``."""
+    def core(self, noise: Noise, key: Key, span: Span) -> Tensor:
+        """Z of a direction, [r₁, r₂]."""
+        here = self.to(span)
+        ranks = (here.left.shape[1], here.right.shape[1])
+        count = Span(span.block, 0, math.prod(ranks))
+        return noise(key._replace(part=key.part + NOISE_PART), count, here.left.device).to(here.left.dtype).view(ranks)
+
+    def mix(self, core: Tensor, span: Span, values: Tensor, isotropic: float, learned: float) -> Tensor:
+        """isotropic·values + learned·A·Z·Bᵀ over ``span``, in place."""
         here = self.to(span)
         left, right = here.left, here.right
-        ranks = (left.shape[1], right.shape[1])
-        core = noise(key._replace(part=key.part + NOISE_PART), Span(span.block, 0, math.prod(ranks)), left.device)
-        core = core.to(left.dtype).view(ranks)
-        height = max(1, _TILE // len(right))
-        first, last = span.rows
-        begin, end = first - first % height, min(len(left), last + -last % height)
-        rows = left.new_empty(end - begin, len(right))
-        for at in range(begin, end, height):
-            stop = min(at + height, end)
-            torch.mm(left[at:stop] @ core, right.T, out=rows[at - begin : stop - begin])
-        return span.of_rows(rows[first - begin :])
+        columns, (first, last) = len(right), span.rows
+        height = max(1, _TILE // columns)
+        for top in range(first - first % height, last, height):
+            rows = left[top : top + height] @ core
+            begin, end = max(top * columns, span.start), min((top + len(rows)) * columns, span.stop)
+            part = values[begin - span.start : end - span.start]
+            whole = len(part) == len(rows) * columns
+            tile = part.view(-1, columns) if whole else values.new_zeros(len(rows), columns)
+            if not whole:
+                inside = tile.view(-1)[begin - top * columns : end - top * columns]
+                inside.copy_(part)
+            tile.addmm_(rows, right.T, beta=isotropic, alpha=learned)
+            if not whole:
+                part.copy_(inside)
+        return values
 
 
 #: Kinds of learned parts by name.
@@ -209,6 +224,10 @@ class BoundStructure:
         self._blocks = tuple(blocks)
         #: tr S_i / d_i of every block, float32 [B].
         self.power = torch.tensor([mixed.isotropic + mixed.learned for mixed in blocks])
+        self._step: tuple[str, int, int] | None = None
+        self._cores: dict[tuple[int, int, int, int], Tensor] = {}
+        self._kept: dict[tuple[int, int, int, torch.device], Tensor] = {}
+        self._kept_size = 0
 
     def mixed(self, noise: Noise, key: Key, span: Span, values: Tensor, variance: float = 1.0) -> Tensor:
         """√(1 − a)·u + √(a·ω·variance)·A·Z·Bᵀ where the part is a low rank, else ``values``, which is overwritten.
@@ -220,8 +239,18 @@ class BoundStructure:
         block = self._blocks[span.block.index]
         if not isinstance(block.part, LowRank) or not block.learned:
             return values
-        learned = block.part.drawn(noise, key, span)
-        return values.mul_(math.sqrt(block.isotropic)).add_(learned, alpha=math.sqrt(block.learned * variance))
+        core = self._core(block.part, noise, key, span)
+        return block.part.mix(core, span, values, math.sqrt(block.isotropic), math.sqrt(block.learned * variance))
+
+    def _core(self, part: LowRank, noise: Noise, key: Key, span: Span) -> Tensor:
+        """Z of a direction, kept during its step: it is small, and each span of each pass asks for it."""
+        if self._step != (noise.name, key.seed, key.step):
+            self._step = (noise.name, key.seed, key.step)
+            self._cores.clear()
+        index = (key.draw, key.part, span.block.index, span.block.key)
+        if index not in self._cores:
+            self._cores[index] = part.core(noise, key, span)
+        return self._cores[index]
 
     def variance(self, span: Span) -> Tensor | None:
         """The variance by entry of what :meth:`mixed` gives, [len(span)]; None where it is 1."""
@@ -231,11 +260,21 @@ class BoundStructure:
         return block.part.variance(span, block.isotropic, block.learned)
 
     def deviation(self, span: Span) -> Tensor | float:
-        """What multiplies the noise by entry, [len(span)], or one number for all; 1 where the part is a low rank."""
+        """What multiplies the noise by entry, [len(span)], or one number for all; 1 where the part is a low rank.
+
+        The tensor may be kept for the next call: it is only to be read.
+        """
         block = self._blocks[span.block.index]
         if isinstance(block.part, LowRank):
             # A low rank without a learned share has only the isotropic one.
             return 1.0 if block.learned else math.sqrt(block.isotropic)
         if block.part is None or not block.learned:
             return math.sqrt(block.isotropic + block.learned)
-        return block.part.variance(span, block.isotropic, block.learned).sqrt_()
+        index = (span.block.index, span.start, span.stop, span.block.parameter.device)
+        kept = self._kept.get(index)
+        if kept is None:
+            kept = block.part.variance(span, block.isotropic, block.learned).sqrt_()
+            if self._kept_size + len(span) <= _KEEP:
+                self._kept_size += len(span)
+                self._kept[index] = kept
+        return kept
