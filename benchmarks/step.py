@@ -25,10 +25,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from meta_train import MetaTrainConfig
+from meta_train.moments import Moments
+from zoft.blocks import Blocks
 from zoft.models import load_model, new_causal_lm
 from zoft.objective import Objective
 from zoft.optimizers import ZerothOrder
-from zoft.tuner import Tuner
+from zoft.tuner import BoundTuner, Tuner
+from zoft.tuner.parts import PARTS
 
 OUTPUT = Path(__file__).with_name("step.json")
 
@@ -85,12 +89,26 @@ def variants(model: nn.Module, objective: Objective, batch: int) -> dict[str, Ca
         "mezo, rademacher": ZerothOrder(model, "mezo", lr=RATE, noise="rademacher"),
         "hizoo (3 forwards)": ZerothOrder(model, "hizoo", lr=RATE),
         "zo-finetuner": ZerothOrder(model, "zo-finetuner", lr=RATE, tuner=tuner),
+        **{
+            f"zo-finetuner, {kind}": ZerothOrder(model, "zo-finetuner", lr=RATE, tuner=structured(model, kind, batch))
+            for kind in PARTS
+        },
     }
     steps: dict[str, Callable[[], Any]] = {
         f"zoft {name}": lambda optimizer=optimizer: optimizer.step_on(objective)
         for name, optimizer in optimizers.items()
     }
     return {"plain MeZO loop": lambda: plain_mezo(model, objective, next(seeds)), **steps}
+
+
+def structured(model: nn.Module, kind: str, batch: int) -> BoundTuner:
+    """A tuner with a structure of 2 % of the model; what its directions are does not matter to the time."""
+    blocks = Blocks.of(model)
+    moments = Moments(MetaTrainConfig.build({"structure": kind}), blocks)
+    for block in blocks:
+        moments.take(block, block.parameter)
+    moments.commit()
+    return Tuner.untrained(model).structured(moments.structure()).bind(model, batch)
 
 
 def prepared(name: str) -> tuple[nn.Module, Tensor]:

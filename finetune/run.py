@@ -216,7 +216,8 @@ def _inputs(planned: Plan, loaded: LoadedModel, task: Task) -> dict[str, Any]:
     """What the names in the configuration stood for."""
     inputs: dict[str, Any] = {"model_revision": loaded.revision, "task_name": task.name}
     if planned.tuner is not None:
-        weights = planned.tuner.network.state_dict()
+        structure = planned.tuner.structure
+        weights = planned.tuner.network.state_dict() | (structure.tensors() if structure is not None else {})
         origin = planned.tuner.origin
         inputs["tuner_revision"] = origin.commit if origin is not None else None
         inputs["tuner_sha256"] = _digest(*(tensor.numpy().tobytes() for tensor in weights.values()))

@@ -125,10 +125,14 @@ def require_same(folder: Path, there: Mapping[str, Any], asked: Mapping[str, Any
         )
 
 
+#: What a run did in whose record a field is missing, because it was made before there was one.
+_DEFAULTS = MetaTrainConfig().to_dict()
+
+
 def _differences(there: Any, asked: Any, path: str = "") -> Iterator[str]:
     if isinstance(there, Mapping) and isinstance(asked, Mapping):
         for key in sorted({*there, *asked}):
-            if path == "config" and key in INCIDENTAL:
+            if path == "config" and (key in INCIDENTAL or (key not in there and asked[key] == _DEFAULTS.get(key))):
                 continue
             yield from _differences(there.get(key), asked.get(key), f"{path}.{key}" if path else key)
     elif there != asked:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from zoft.config import Config, read_yaml, unknown
 from zoft.errors import UsageError
@@ -97,6 +97,39 @@ class MetaTrainConfig(Config):
         ge=1,
         description="Non-finite meta-losses in a row before the weights go back to the base's; twice as many give up.",
     )
+    structure: Literal["none", "scales", "low-rank"] = Field(
+        "none",
+        description="Learned structure within the blocks, from second moments of the gradients along the trajectories:"
+        " none, row and column scales of every matrix, or a low rank.",
+    )
+    structure_share: float = Field(
+        0.5, ge=0, le=1, description="Share a of the learned part in each block's covariance; the rest is isotropic."
+    )
+    structure_rank: int | None = Field(
+        None,
+        ge=1,
+        le=2**12,
+        description="Rank of each side of a low-rank structure; empty: the largest within 2 % of the model's bytes.",
+    )
+    structure_power: float = Field(
+        1.0,
+        allow_inf_nan=False,
+        description="Exponent of the moments: 1 samples directions in proportion to their gradients' energy, 0 evenly.",
+    )
+    structure_floor: float = Field(
+        1e-3, ge=0, allow_inf_nan=False, description="Added to a scale's moment before the exponent, in means of them."
+    )
+    structure_block_power: float = Field(
+        0.0,
+        allow_inf_nan=False,
+        description="Exponent of a block's mean energy for its weight among the learned parts; 0 leaves that to σ.",
+    )
+    structure_vectors: Literal["isotropic", "elementwise"] = Field(
+        "isotropic", description="Whether vectors (biases, norms) stay isotropic or have a scale for every entry."
+    )
+    structure_storage: Literal["float16", "float32"] = Field(
+        "float16", description="How the structure is stored: half the bytes, or exactly."
+    )
     save_every: int = Field(200, ge=1, description="Steps between checkpoints.")
     log_every: int = Field(10, ge=1, description="Steps between reports.")
     keep_noise_mib: int = Field(
@@ -115,6 +148,12 @@ class MetaTrainConfig(Config):
         if value not in NOISES:
             raise ValueError(unknown("noise kind", value, NOISES))
         return value
+
+    @model_validator(mode="after")
+    def _has_gradients(self) -> Self:
+        if self.structure != "none" and self.meta_gradient != "closed-form":
+            raise ValueError("a structure is learned from the closed form's backward passes; meta_gradient is another")
+        return self
 
     def inner_rate(self, tasks: int, lookahead_lr: float) -> float:
         """Learning rate of the inner steps with so many tasks (first-order as published: 0.01, 0.05)."""

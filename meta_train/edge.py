@@ -15,6 +15,7 @@ from zoft.noise import Key, Noise, Span
 from zoft.objective import Objective
 from zoft.perturb import Perturber
 from zoft.tasks.base import Task
+from zoft.tuner.parts import BoundStructure
 
 #: MeZO's largest stable learning rate times the measured curvature, as found on small language models
 #: and MLPs (0.1 to 0.4 there).
@@ -31,10 +32,14 @@ def edge_rate(
     batch_size: int,
     noise: Noise,
     seed: int,
+    structure: BoundStructure | None = None,
 ) -> float:
     """0.2 / mean |uᵀHu|, with uᵀHu = (L(θ + εu) + L(θ − εu) − 2·L(θ)) / ε² and ε = 1e-3.
 
     The absolute value makes the rate err on the low side where curvatures of both signs cancel.
+
+    Args:
+        structure: of the directions u; they are N(0, I) without one.
 
     Raises:
         UsageError: the losses are not finite, or there is no curvature to be seen.
@@ -48,7 +53,10 @@ def edge_rate(
             key = Key(derived_seed("edge", seed), number * each + probe)
 
             def shift(span: Span, scale: float, key: Key = key) -> Tensor:
-                return noise(key, span, span.block.parameter.device).mul_(scale)
+                u = noise(key, span, span.block.parameter.device)
+                if structure is not None:
+                    u = structure.mixed(noise, key, span, u).mul_(structure.deviation(span))
+                return u.mul_(scale)
 
             both = [perturber.evaluate(partial(shift, scale=scale), objective) for scale in (epsilon, -epsilon)]
             values.append(abs(sum(both) - 2 * objective()) / epsilon**2)

@@ -16,6 +16,7 @@ from meta_train.edge import edge_rate
 from meta_train.feed import Feed, derived_seed
 from meta_train.lookahead import LearnedStep, Lookahead, look_ahead, restored
 from meta_train.meta_gradient import closed_form, into_networks
+from meta_train.moments import Moments, model_bytes
 from meta_train.network_optimizer import NetworkOptimizer
 from meta_train.report import Reporter
 from meta_train.trajectory import TRAJECTORIES, BaseWeights, Trajectory
@@ -29,6 +30,7 @@ from zoft.tasks.base import Task
 from zoft.tuner.artifact import Tuner
 from zoft.tuner.bound import BoundTuner
 from zoft.tuner.config import Recommended
+from zoft.tuner.structure import Structure, described
 
 Resume = bool | Literal["auto"]
 
@@ -133,6 +135,7 @@ class _Run:
         self.method = LearnedStep(bound, blocks, config.epsilon, differentiable, config.recurrent_gradient)
         self.histories = [self.method.initial() for _ in tasks]
         self.optimizer = NetworkOptimizer(config, tuner.network, len(tasks))
+        self.moments = Moments(config, blocks) if config.structure != "none" else None
         kind = TRAJECTORIES[config.inner]
         self.perturber = Perturber(model, blocks)
         self.lookahead_lr = config.lookahead_lr or edge_rate(
@@ -175,6 +178,8 @@ class _Run:
             into_networks(record.scales, gradient, self.tuner.network, self.config.gradient_scale)
             self.optimizer.advance(self.done)
             self.trajectory.move(record)
+            if self.moments is not None:
+                self.moments.commit()
             self.histories[index] = record.first
             self.curve.append((index, record.loss, meta_loss))
             self.nonfinite = 0
@@ -196,7 +201,8 @@ class _Run:
             if record is None:
                 return None, math.nan, None
             if self.config.meta_gradient == "closed-form":
-                return record, *closed_form(record, self.model, self.blocks, loss, batches[-1])
+                observe = self.moments.take if self.moments is not None else None
+                return record, *closed_form(record, self.model, self.blocks, loss, batches[-1], observe)
         from meta_train.unroll import unrolled
 
         return record, *unrolled(record, self.model, self.blocks, loss, batches[-1])
@@ -205,6 +211,8 @@ class _Run:
         """A meta-loss that is not finite: no update; restart, then give up, after enough in a row."""
         for parameter in self.model.parameters():
             parameter.grad = None
+        if self.moments is not None:
+            self.moments.discard()
         self.curve.append((index, math.nan, math.nan))
         self.nonfinite += 1
         self.done += 1
@@ -246,6 +254,8 @@ class _Run:
         tensors |= {f"weights/{block.name}": block.parameter.data for block in self.blocks}
         for index, history in enumerate(self.histories):
             tensors |= {f"history/{index}/{name}": tensor for name, tensor in history.items()}
+        if self.moments is not None:
+            tensors |= {f"moments/{name}": tensor for name, tensor in self.moments.state().items()}
         tensors["curve"] = torch.tensor(self.curve, dtype=torch.float64).reshape(-1, 3)
         checkpoint.save(self.folder, tensors, {**self.asked, "done": self.done, "nonfinite": self.nonfinite})
 
@@ -273,10 +283,27 @@ class _Run:
         self.optimizer.load(under("optimizer/"))
         self.trajectory.load(under("trajectory/"))
         self.histories = [under(f"history/{index}/") for index in range(len(self.tasks))]
+        if self.moments is not None:
+            self.moments.load(under("moments/"))
         self.curve = [(int(task), before, after) for task, before, after in tensors["curve"].tolist()]
         with torch.no_grad():
             for block in self.blocks:
                 block.parameter.copy_(tensors[f"weights/{block.name}"])
+
+    def _structure(self) -> tuple[Structure | None, float]:
+        """The learned structure, and the rate at the edge for directions like that; the lookahead's without one."""
+        if self.moments is None:
+            return None, self.lookahead_lr
+        config, structure = self.config, self.moments.structure()
+        said = f"structure: {described(structure.config, structure.shapes)}"
+        report.note(self.reporter, f"{said}; {structure.nbytes / model_bytes(self.blocks):.2%} of this model's bytes")
+        bound = structure.bind(self.blocks.names, self.blocks.shapes)
+        noise = get_noise(config.noise)
+        edges = [
+            edge_rate(self.perturber, self.model, self.tasks, config.batch_size, noise, config.seed, each)
+            for each in (None, bound)
+        ]
+        return structure, self.lookahead_lr * edges[1] / edges[0]
 
     def finish(self) -> Tuner:
         """The tuner with its provenance, written to the folder."""
@@ -290,11 +317,19 @@ class _Run:
             "versions": report.versions(),
             "curve": report.thinned(self.curve),
         }
-        lr = config.recommended_lr or self.lookahead_lr / 4
+        structure, edge = self._structure()
+        if structure is not None:
+            provenance["structure"] = {
+                "gradients": self.moments.count if self.moments is not None else 0,
+                "bytes": structure.nbytes,
+                "model_bytes": model_bytes(self.blocks),
+                "edge_lr": edge,
+            }
+        lr = config.recommended_lr or edge / 4
         recommended = Recommended(lr=lr, epsilon=config.epsilon, batch_size=config.batch_size)
         tuner_config = self.tuner.config.model_copy(update={"recommended": recommended})
         self.tuner.network.requires_grad_(False)
-        tuner = Tuner(tuner_config, self.tuner.network, provenance)
+        tuner = Tuner(tuner_config, self.tuner.network, provenance).structured(structure)
         if self.folder is not None:
             tuner.save_pretrained(self.folder)
             (self.folder / checkpoint.CHECKPOINT_FILE).unlink(missing_ok=True)

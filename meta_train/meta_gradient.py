@@ -29,15 +29,30 @@ GradientScale = Literal["none", "unit"]
 
 
 def closed_form(
-    record: Lookahead, model: nn.Module, blocks: Blocks, loss: Callable[[nn.Module, Any], Tensor], batch: Any
+    record: Lookahead,
+    model: nn.Module,
+    blocks: Blocks,
+    loss: Callable[[nn.Module, Any], Tensor],
+    batch: Any,
+    observe: Callable[[Block, Tensor], None] | None = None,
 ) -> tuple[float, Tensor]:
     """The meta-loss and its gradient with respect to the scales, at the weights as they are (θ_K).
+
+    Args:
+        observe: also sees every block's gradient.
 
     Returns:
         L(θ_K) and a float64 tensor [K, B], ∂L/∂s. Where the loss is not finite, the gradient is NaN.
     """
     products = torch.zeros(len(record.probes), len(blocks), dtype=torch.float64)
-    value = backward_reduced(model, blocks, loss, batch, _into(products, record))
+    into = _into(products, record)
+
+    def reduce(block: Block, gradient: Tensor) -> None:
+        into(block, gradient)
+        if observe is not None:
+            observe(block, gradient)
+
+    value = backward_reduced(model, blocks, loss, batch, reduce)
     slopes = torch.tensor([probe.projected_gradient for probe in record.probes], dtype=torch.float64)
     gradient = products.mul_(slopes[:, None]).mul_(-record.lr)
     return value, gradient if math.isfinite(value) else gradient.fill_(math.nan)

@@ -1,9 +1,10 @@
 """Damaged and hostile tuners by the thousand: ``python -m tests.fuzz_tuners --count 20000 --seed 0``.
 
-Every case is a valid tuner with one mutation, and a function of the seed and its number (``--only NUMBER`` repeats
-one). It goes through the command line in this process (``zoft tuner show FOLDER``, or the conversion of a published
-file), and must end as a ``ZoftError`` with exit code 3 or 4: no traceback, no more than 5 seconds of the processor
-(and a watchdog for what hangs without using it), no more than 1 GB, nothing written beside its own folder.
+Every case is a valid tuner (without a structure, with scales and with a low rank in turn) with one mutation, and a
+function of the seed and its number (``--only NUMBER`` repeats one). It goes through the command line in this process
+(``zoft tuner show FOLDER``, or the conversion of a published file), and must end as a ``ZoftError`` with exit code 3
+or 4: no traceback, no more than 5 seconds of the processor (and a watchdog for what hangs without using it), no more
+than 1 GB, nothing written beside its own folder.
 
 Some mutations leave a tuner valid: another digit in the recommended learning rate, a blank in the JSON, a bit of an
 archive that nothing reads. Such a case may be accepted, and is then checked to be valid: its σ is finite, it binds or
@@ -43,6 +44,7 @@ from torch import Tensor
 
 from tests.models import TiedLM, build
 from tests.published import networks, rewrite, save_published
+from tests.structures import structure_for
 from zoft.blocks import Blocks
 from zoft.cli import main as command_line
 from zoft.errors import ZoftError
@@ -381,25 +383,30 @@ class Fuzzer:
 
     seed: int
     root: Path
-    folder_files: Plain = field(init=False)
+    folders: list[tuple[Plain, str]] = field(init=False)
     archive: bytes = field(init=False)
     blocks: BlockTable = field(init=False)
-    digests: dict[bool, str] = field(init=False)
+    converted: str = field(init=False)
+    digest: str = field(init=False)
     _by_command: bool = field(init=False, default=False)
     _same: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         self.model = build(TiedLM)
-        tuner = Tuner.untrained(self.model, NetworkConfig(hidden=8, init="linear"), base_model_name_or_path="user/base")
-        tuner.provenance = {"tasks": ["one", "two"], "config": {"steps": 3}, "curve": [[1, 0.5, 0.25]] * 20}
-        valid = tuner.save_pretrained(self.root / "valid")
-        self.folder_files = Plain({path.name: path.read_bytes() for path in valid.iterdir()})
+        plain = Tuner.untrained(self.model, NetworkConfig(hidden=8, init="linear"), base_model_name_or_path="user/base")
+        plain.provenance = {"tasks": ["one", "two"], "config": {"steps": 3}, "curve": [[1, 0.5, 0.25]] * 20}
+        structures = (None, structure_for(self.model, "scales"), structure_for(self.model, "low-rank", rank=2))
+        #: The files of valid tuners, one without and two with a structure, and what they compute with.
+        self.folders = []
+        for tuner in map(plain.structured, structures):
+            valid = tuner.save_pretrained(self.root / "valid")
+            files = Plain({path.name: path.read_bytes() for path in valid.iterdir()})
+            self.folders.append((files, tuner.digest))
         blocks = Blocks.of(self.model)
         self.blocks = BlockTable.of(blocks.names, blocks.shapes)
         file = save_published(networks(blocks.names, hidden=8), self.root / "valid" / "published.pth", "cuda:0")
         self.archive = file.read_bytes()
-        #: What the tuners without a mutation compute with: of the folder, and of the archive.
-        self.digests = {False: tuner.digest, True: convert(file, "user/base", None, self.blocks).digest}
+        self.converted = convert(file, "user/base", None, self.blocks).digest
         file.unlink()
 
     def run(self, number: int) -> Outcome:
@@ -414,8 +421,10 @@ class Fuzzer:
             files = Plain({"tuner.pth": self.archive})
             mutate(rng, files)
             may_pass = may_pass and files["tuner.pth"] != self.archive
+            self.digest = self.converted
         else:
-            files = Plain(self.folder_files)
+            valid, self.digest = self.folders[number // len(KINDS) % len(self.folders)]
+            files = Plain(valid)
             mutate(rng, files)
         for name, content in files.items():
             content(case / name) if callable(content) else (case / name).write_bytes(content)
@@ -439,7 +448,7 @@ class Fuzzer:
         if code == 0 and not problem:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                problem = self._check(Tuner.from_pretrained(case), False)
+                problem = self._check(Tuner.from_pretrained(case))
         return code, error, problem
 
     def _convert(self, case: Path) -> tuple[int, str, str]:
@@ -455,7 +464,7 @@ class Fuzzer:
             return error.exit_code, str(error)[:300], ""
         except Exception as error:
             return 1, repr(error)[:300], ""
-        return 0, "", self._check(tuner, True)
+        return 0, "", self._check(tuner)
 
     def _command(self, *args: str) -> tuple[int, str, str]:
         """The command line in this process: exit code, the error, a problem."""
@@ -473,12 +482,12 @@ class Fuzzer:
         errors = [line for line in said.splitlines() if not line.startswith("zoft: warning")]
         return code, " ".join(errors)[:300], problem
 
-    def _check(self, tuner: Tuner, converted: bool) -> str:
+    def _check(self, tuner: Tuner) -> str:
         """What is wrong with a tuner that was accepted; empty if nothing."""
         sigma: Tensor = sigma_of(tuner)
         if not bool(torch.isfinite(sigma).all()):
             return "σ is not finite"
-        self._same = tuner.digest == self.digests[converted]
+        self._same = tuner.digest == self.digest
         try:
             if Tuner.from_folder(tuner.save_pretrained(self.root / "case" / "again")).digest != tuner.digest:
                 return "written and read again it is another tuner"

@@ -36,7 +36,7 @@ class ZOOptimizer(Config):
 
     A subclass overrides what differs from MeZO: usually :meth:`direction` or :meth:`rule`, and
     :meth:`init` when it keeps something. With a ``tuner``, the learned σ multiplies the direction of
-    whatever method it is.
+    whatever method it is, and so does the tuner's structure within the blocks.
 
     Class attributes:
         name: the name in ``zoft.optimizers.OPTIMIZERS``.
@@ -129,18 +129,36 @@ class ZOOptimizer(Config):
         if self.tuner:
             self.tuner.begin(state, blocks)
 
+    def raw(self, noise: Noise, key: Key, span: Span) -> Tensor:
+        """The method's own noise over ``span``, float32 of shape [len(span)], before any learned structure."""
+        return raw_noise(noise, key, span)
+
+    def raw_variance(self, block: Block) -> float:
+        """The variance of an entry of :meth:`raw`."""
+        return 1.0
+
     def scale(self, state: State, block: Block) -> float:
         """What multiplies the whole direction of a block: ν·σ_i with a tuner, else 1."""
         return self.tuner.scale(state, block) if self.tuner else 1.0
 
     def draw(self, noise: Noise, key: Key, span: Span) -> Tensor:
-        """u over ``span``, float32 of shape [len(span)]: what :meth:`direction` makes z of."""
-        return raw_noise(noise, key, span)
+        """u over ``span``, float32 of shape [len(span)]: what :meth:`direction` makes z of.
+
+        That is :meth:`raw`, into which a tuner's structure of low rank is mixed.
+        """
+        u = self.raw(noise, key, span)
+        if self.tuner is None or self.tuner.structure is None:
+            return u
+        return self.tuner.structure.mixed(noise, key, span, u, self.raw_variance(span.block))
 
     def direction(self, state: State, span: Span, noise: Tensor) -> Tensor:
         """z over ``span`` from u, float32 of shape [len(span)]; ``noise`` may be overwritten."""
         scale = self.scale(state, span.block)
-        return noise if scale == 1.0 else noise.mul_(scale)
+        z = noise if scale == 1.0 else noise.mul_(scale)
+        if self.tuner is None or self.tuner.structure is None:
+            return z
+        deviation = self.tuner.structure.deviation(span)
+        return z if isinstance(deviation, float) and deviation == 1.0 else z.mul_(deviation)
 
     def coefficient(self, probe: Probe) -> float:
         """What multiplies z: c."""

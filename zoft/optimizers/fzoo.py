@@ -53,9 +53,9 @@ class FZOO(ZOOptimizer):
     directions: int = Field(8, ge=2, description="Directions N a step; their losses' deviation scales the step.")
     estimator: Estimator = Field("one-sided", description="Always one-sided.")
 
-    def draw(self, noise: Noise, key: Key, span: Span) -> Tensor:
+    def raw(self, noise: Noise, key: Key, span: Span) -> Tensor:
         """The signs of u."""
-        return super().draw(noise, key, span).sign_()
+        return super().raw(noise, key, span).sign_()
 
     def rule(self, state: State, span: Span, estimate: Tensor, draws: Sequence[Draw]) -> Tensor:
         """g over the deviation of the losses, 0 where there is none."""

@@ -34,7 +34,8 @@ class HiZOO(ZOOptimizer):
         The update uses the H that drew z, as eq. (1)–(2) say; the public code uses the H just updated.
         The term −Σ⁻¹ of eq. (5) is left out unless ``subtract_inverse`` is set, as in the public code;
         the appendix shows that it is negligible.
-        With a tuner, H is the Hessian in the coordinates that its σ scale.
+        With a tuner, H is the Hessian in the coordinates that its σ and scales multiply; with a structure of low
+        rank u² is taken over its variance, which differs by entry there.
 
     Examples:
         >>> import zoft
@@ -90,14 +91,17 @@ class HiZOO(ZOOptimizer):
     def update(self, state: State, span: Span, theta: Tensor, draws: Sequence[Draw], lr: float) -> Tensor:
         """−η·(c·z + λ·θ), then the moving average of H."""
         curvature = torch.zeros_like(draws[0][0])
+        structure = self.tuner.structure if self.tuner else None
+        variance = structure.variance(span) if structure else None
         for noise, probe in draws:
             if probe.loss_zero is None:
                 raise ValueError("HiZOO needs the loss at θ")
+            over = noise if variance is None else noise / variance
             second = abs(probe.loss_plus + probe.loss_minus - 2 * probe.loss_zero) / (2 * probe.epsilon**2)
             if self.subtract_inverse:
-                curvature.add_((noise.square() - 1).abs_(), alpha=second / len(draws))
+                curvature.add_((noise * over - 1).abs_(), alpha=second / len(draws))
             else:
-                curvature.addcmul_(noise, noise, value=second / len(draws))
+                curvature.addcmul_(noise, over, value=second / len(draws))
         change = super().update(state, span, theta, draws, lr)
         self.observe(state, span, curvature, self.scheduled("smooth_scale", draws[0][1].key.step))
         return change

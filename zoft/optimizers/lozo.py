@@ -8,6 +8,7 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor
 
+from zoft.blocks import Block
 from zoft.noise import Key, Noise, Span, working_dtype
 from zoft.optimizers.base import ZOOptimizer
 from zoft.step import Draw, State
@@ -46,17 +47,21 @@ class LOZO(ZOOptimizer):
     rank: int = Field(4, ge=1, description="Rank r of a matrix's direction.")
     interval: int = Field(50, ge=1, description="Steps ν for which V is kept; 50 to 100 in the paper.")
 
-    def draw(self, noise: Noise, key: Key, span: Span) -> Tensor:
+    def raw(self, noise: Noise, key: Key, span: Span) -> Tensor:
         """U·Vᵀ over ``span`` of a matrix, else u."""
         block = span.block
         if not block.is_matrix:
-            return super().draw(noise, key, span)
+            return super().raw(noise, key, span)
         device, dtype = block.parameter.device, working_dtype(block.parameter.dtype)
         first, last = span.rows
         u = noise(key, Span(block, first * self.rank, last * self.rank), device)
         kept = key._replace(step=key.step - key.step % self.interval, part=1)
         v = noise.fresh(kept, Span(block, 0, block.columns * self.rank), device)
         return span.of_rows(u.to(dtype).view(-1, self.rank) @ v.to(dtype).view(-1, self.rank).T)
+
+    def raw_variance(self, block: Block) -> float:
+        """r for a matrix."""
+        return float(self.rank) if block.is_matrix else super().raw_variance(block)
 
     def estimate(self, state: State, span: Span, draws: Sequence[Draw]) -> Tensor:
         """The mean of c·z, over r for a matrix."""

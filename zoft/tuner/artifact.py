@@ -38,6 +38,7 @@ from zoft.tuner.features import FeatureConstants, block_statistics
 from zoft.tuner.index import check_listed, resolve_tuner
 from zoft.tuner.normalization import NormalizationConfig
 from zoft.tuner.pertnn import NetworkConfig, PertNN
+from zoft.tuner.structure import PREFIX, Structure
 
 _log = logging.getLogger(__name__)
 
@@ -69,12 +70,14 @@ class Tuner:
         network: the PertNNs.
         provenance: how it was learned; written to meta_train.json.
         origin: where it was read from; None for a tuner that was made here.
+        structure: the learned structure within the blocks; None where directions are isotropic there.
     """
 
     config: TunerConfig
     network: PertNN
     provenance: dict[str, Any] = field(default_factory=dict)
     origin: Origin | None = None
+    structure: Structure | None = None
 
     @classmethod
     def untrained(
@@ -133,6 +136,7 @@ class Tuner:
             self.config.normalization,
             batch_size or self.config.recommended.batch_size,
             found.notes,
+            self.structure.bind(found.names, found.shapes) if self.structure is not None else None,
         )
 
     @property
@@ -142,7 +146,25 @@ class Tuner:
         config = self.config.model_dump(mode="json", include=parts)
         digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
         digest.update(weights_hash(self.network).encode())
+        if self.structure is not None:
+            digest.update(json.dumps(self.structure.config.to_dict(), sort_keys=True).encode())
+            self.structure.digest(digest)
         return digest.hexdigest()[:32]
+
+    def structured(self, structure: Structure | None) -> Tuner:
+        """The same tuner with another structure, or without one.
+
+        Raises:
+            UsageError: the structure is for other blocks.
+        """
+        blocks = self.config.blocks
+        if structure is not None and (list(structure.names), [list(s) for s in structure.shapes]) != (
+            blocks.names,
+            blocks.shapes,
+        ):
+            raise UsageError("the structure is for other blocks than the tuner's", "Learn it on the tuner's base.")
+        section = structure.config if structure is not None else None
+        return replace(self, config=self.config.model_copy(update={"structure": section}), structure=structure)
 
     def recommending(self, **settings: Any) -> Tuner:
         """The same tuner with other recommended settings."""
@@ -171,6 +193,7 @@ class Tuner:
         """
         target = Path(folder)
         tensors = {name: t.detach().float().contiguous().cpu() for name, t in self.network.state_dict().items()}
+        tensors |= self.structure.tensors() if self.structure is not None else {}
         weights = serialised(tensors, metadata={"format": "pt"})
         config = self.config.model_copy(update={"weights_sha256": hashlib.sha256(weights).hexdigest()})
         try:
@@ -242,8 +265,8 @@ class Tuner:
         """Read the tuner in a local folder; see :meth:`from_pretrained`."""
         config, weights, provenance = layout.read(folder)
         network = PertNN(len(config.blocks.names), config.network)
-        network.load_state_dict(weights)
-        return cls(config, network, provenance)
+        network.load_state_dict({name: tensor for name, tensor in weights.items() if not name.startswith(PREFIX)})
+        return cls(config, network, provenance, structure=layout.structure_of(config, weights))
 
     def push_to_hub(
         self,

@@ -22,10 +22,13 @@ class Match:
     Attributes:
         rows: for every block of the model, in order, its row in the tuner.
         notes: what differs without harm, one sentence each.
+        names, shapes: of the model's blocks, in order.
     """
 
     rows: tuple[int, ...]
     notes: tuple[str, ...]
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
 
 
 def match(names: Sequence[str], shapes: Sequence[Sequence[int] | None], model: nn.Module) -> Match:
@@ -59,7 +62,8 @@ def match(names: Sequence[str], shapes: Sequence[Sequence[int] | None], model: n
     notes = [resized] if resized else []
     if len(known) < len(names):
         notes.append("the tuner does not know the shapes of its base: only the names were compared")
-    return Match(tuple(row_of[block.name] for block in blocks), tuple(notes))
+    rows = tuple(row_of[block.name] for block in blocks)
+    return Match(rows, tuple(notes), tuple(blocks.names), tuple(blocks.shapes))
 
 
 def _resized_vocabulary(differing: Sequence[Block], known: Mapping[str, Sequence[int]]) -> str | None:

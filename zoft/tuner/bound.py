@@ -13,6 +13,7 @@ from zoft.errors import UsageError
 from zoft.step import Probe, State
 from zoft.tuner.features import FeatureConstants, block_statistics, features
 from zoft.tuner.normalization import NormalizationConfig, effective_sizes, normalization
+from zoft.tuner.parts import BoundStructure
 from zoft.tuner.pertnn import PertNN
 
 _SIGMA, _SCALE, _LOSSES = "tuner/sigma", "tuner/scale", "tuner/losses"
@@ -20,7 +21,10 @@ _SIGMA, _SCALE, _LOSSES = "tuner/sigma", "tuner/scale", "tuner/losses"
 
 @dataclass(frozen=True, eq=False)
 class BoundTuner:
-    """PertNNs in the order of a model's blocks.
+    """PertNNs in the order of a model's blocks, and the structure within the blocks where there is one.
+
+    A block's direction has the covariance ν²·σ_i²·S_i, S_i = I without a structure. ν takes the blocks' traces
+    into account: Σ w_i·ν²·σ_i²·tr(S_i)/d_i = Σ w_i, so that learning rates mean what they mean without one.
 
     Attributes:
         network: the PertNNs, one row a block.
@@ -28,6 +32,7 @@ class BoundTuner:
         normalization: how ν comes about.
         batch_size: examples a step, which the effective size of embeddings depends on.
         notes: what binding had to note, such as a resized vocabulary.
+        structure: S_i of every block; None is I.
     """
 
     network: PertNN
@@ -35,6 +40,7 @@ class BoundTuner:
     normalization: NormalizationConfig
     batch_size: int = 16
     notes: tuple[str, ...] = ()
+    structure: BoundStructure | None = None
 
     def check(self, blocks: Blocks) -> None:
         """Raise a UsageError if the tuner was bound to another number of trainable blocks."""
@@ -61,7 +67,9 @@ class BoundTuner:
             sigma = self.sigma(block_statistics(blocks), state[_LOSSES], state[_SIGMA])
             sizes = effective_sizes(blocks, self.batch_size, self.normalization)
             state[_SIGMA].copy_(sigma)
-            state[_SCALE].copy_(normalization(sigma, sizes, self.normalization) * sigma)
+            # Without a structure the squares are not touched, so that ν keeps its bits.
+            spread = sigma if self.structure is None else sigma * self.structure.power.sqrt()
+            state[_SCALE].copy_(normalization(spread, sizes, self.normalization) * sigma)
 
     def scale(self, state: State, block: Block) -> float:
         """ν·σ_i of this step."""

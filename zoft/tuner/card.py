@@ -15,6 +15,7 @@ import yaml
 from zoft.errors import UsageError
 from zoft.names import HUB_NAME
 from zoft.tuner.config import TunerConfig
+from zoft.tuner.structure import described
 
 TAGS = ("zoft", "zo-tuner", "zeroth-order", "learned-optimizer")
 
@@ -37,6 +38,7 @@ def card(config: TunerConfig, provenance: Mapping[str, Any], name: str) -> str:
         base=base_of(config) or "an unknown base",
         name=name,
         count=len(config.blocks.names),
+        structure=_structure(config),
         noise=config.noise.kind,
         noise_version=config.noise.version,
         shapes="" if known else "The shapes are not known to this tuner, so that only the names are compared.",
@@ -186,6 +188,13 @@ def _spread(values: Sequence[float]) -> str:
     if len(values) == 1:
         return f"{mean:.3f}"
     return f"{mean:.3f} ± {math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1)):.3f}"
+
+
+def _structure(config: TunerConfig) -> str:
+    shapes = [shape for shape in config.blocks.shapes if shape is not None]
+    if config.structure is None:
+        return ""
+    return f" Within a block it knows which directions matter ({described(config.structure, shapes)})."
 
 
 def _limit(provenance: Mapping[str, Any]) -> str:

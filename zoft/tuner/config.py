@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from pydantic import Field
 
@@ -12,6 +13,7 @@ from zoft.noise import GaussianTable
 from zoft.tuner.features import FeatureConstants
 from zoft.tuner.normalization import NormalizationConfig
 from zoft.tuner.pertnn import NetworkConfig
+from zoft.tuner.structure import StructureConfig
 
 #: Version of the layout on disk, apart from the package's. A zoft that reads a format reads it for good.
 FORMAT = 1
@@ -69,5 +71,15 @@ class TunerConfig(Config):
     constants: FeatureConstants = Field(FeatureConstants(), description="Constants of standardised features.")
     normalization: NormalizationConfig = Field(NormalizationConfig(), description="How ν comes about.")
     noise: NoiseConfig = Field(NoiseConfig(), description="The noise it was learned with.")
+    structure: StructureConfig | None = Field(
+        None, description="The learned structure within the blocks; absent where there is none."
+    )
     recommended: Recommended = Field(Recommended(), description="Settings to fine-tune with.")
     weights_sha256: str | None = Field(None, description=f"Hash of {WEIGHTS_FILE}; filled in when it is written.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able values; without a structure its key is left out, as before there were any."""
+        content = super().to_dict()
+        if content["structure"] is None:
+            del content["structure"]
+        return content

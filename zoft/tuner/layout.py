@@ -23,6 +23,7 @@ from zoft.errors import ArtifactError
 from zoft.noise import NOISES
 from zoft.tuner.config import CONFIG_FILE, FORMAT, PROVENANCE_FILE, WEIGHTS_FILE, BlockTable, TunerConfig
 from zoft.tuner.pertnn import weight_shapes
+from zoft.tuner.structure import Structure, StructureConfig, stored_tensors
 
 #: The largest files that are read, in bytes; real ones are a hundred times smaller.
 LARGEST = {CONFIG_FILE: 4 * 2**20, PROVENANCE_FILE: 8 * 2**20, WEIGHTS_FILE: 256 * 2**20, "README.md": 2**20}
@@ -35,6 +36,9 @@ _REQUIRED = {
     "normalization": ("kind", "embedding_rows"),
     "noise": ("kind", "version"),
 }
+
+#: How the file calls the dtypes of a structure.
+_STORED = {torch.float16: "F16", torch.float32: "F32"}
 
 _CONVERT = "zoft never unpickles; read it with `zoft tuner convert FILE --base BASE --output-dir FOLDER`."
 _AGAIN = "Get the tuner again."
@@ -135,6 +139,7 @@ def read_config(file: Path) -> TunerConfig:
     if len(unknown) > _MOST_WARNINGS:
         warnings.warn(f"{file.name}: {len(unknown) - _MOST_WARNINGS} more unknown keys are ignored", stacklevel=4)
     _check_blocks(file, config.blocks)
+    _check_structure(file, content, config)
     for text in (config.base_model_name_or_path, config.base_model_revision or "", config.zoft_version):
         if not _is_name(text) and text:
             raise ArtifactError(f"{file}: {short(text)} is no name of a base or a version", _AGAIN)
@@ -178,6 +183,17 @@ def _check_blocks(file: Path, table: BlockTable) -> None:
     expected = signature_of(table.names, shapes) if len(shapes) == len(table.shapes) else ""
     if table.signature != expected:
         raise ArtifactError(f"{file}: the signature is not that of the names and shapes", _AGAIN)
+
+
+def _check_structure(file: Path, content: Mapping[str, Any], config: TunerConfig) -> None:
+    """A structure states everything, and is for blocks of known shapes."""
+    if config.structure is None:
+        return
+    lacking = [key for key in StructureConfig.model_fields if key not in content["structure"]]
+    if lacking:
+        raise ArtifactError(f"{file} does not state structure.{lacking[0]}", _AGAIN)
+    if None in config.blocks.shapes:
+        raise ArtifactError(f"{file} has a structure for blocks without shapes", _AGAIN)
 
 
 def _is_name(text: str) -> bool:
@@ -232,7 +248,10 @@ def _read_provenance(file: Path) -> dict[str, Any]:
 def _read_weights(file: Path, config: TunerConfig) -> dict[str, Tensor]:
     if not file.is_file():
         raise ArtifactError(f"the tuner has no {file.name} in {file.parent}", "Give a complete tuner folder.")
-    expected = weight_shapes(len(config.blocks.names), config.network)
+    expected = {name: ("F32", shape) for name, shape in weight_shapes(len(config.blocks.names), config.network).items()}
+    if config.structure is not None:
+        stored_as = stored_tensors(config.structure, [shape or [] for shape in config.blocks.shapes])
+        expected |= {name: (_STORED[dtype], shape) for name, (dtype, shape) in stored_as.items()}
     try:
         _check_size(file)
         with safe_open(file, framework="pt") as stored:
@@ -249,7 +268,19 @@ def _read_weights(file: Path, config: TunerConfig) -> dict[str, Tensor]:
             raise ArtifactError(f"{file}: {name} has values that are not finite", _AGAIN)
     if config.weights_sha256 is not None and config.weights_sha256 != digest:
         raise ArtifactError(f"{file} is not the file that was written: its hash differs from {CONFIG_FILE}'s", _AGAIN)
+    structure = structure_of(config, tensors)
+    problem = structure.problem() if structure is not None else None
+    if problem is not None:
+        raise ArtifactError(f"{file}: {short(problem, 200)}", _AGAIN)
     return tensors
+
+
+def structure_of(config: TunerConfig, tensors: Mapping[str, Tensor]) -> Structure | None:
+    """The structure among a tuner's tensors, where its configuration has one."""
+    if config.structure is None:
+        return None
+    shapes = [shape or [] for shape in config.blocks.shapes]
+    return Structure.from_tensors(config.structure, config.blocks.names, shapes, tensors)
 
 
 def _check_tensors(file: Path, names: Sequence[str], expected: Mapping[str, Any]) -> None:
@@ -257,7 +288,7 @@ def _check_tensors(file: Path, names: Sequence[str], expected: Mapping[str, Any]
         raise ArtifactError(f"{file} holds {short(', '.join(names), 200)}, not {', '.join(sorted(expected))}", _AGAIN)
 
 
-def _check_tensor(file: Path, name: str, stored: Any, expected: tuple[int, ...]) -> None:
-    dtype, shape = stored.get_dtype(), tuple(stored.get_shape())
-    if dtype != "F32" or shape != expected:
-        raise ArtifactError(f"{file}: {name} is {dtype} {short(shape)}, not F32 {expected}", _AGAIN)
+def _check_tensor(file: Path, name: str, stored: Any, expected: tuple[str, tuple[int, ...]]) -> None:
+    found = stored.get_dtype(), tuple(stored.get_shape())
+    if found != expected:
+        raise ArtifactError(f"{file}: {name} is {found[0]} {short(found[1])}, not {expected[0]} {expected[1]}", _AGAIN)

@@ -16,6 +16,7 @@ from zoft.errors import UsageError
 from zoft.tuner.artifact import Tuner
 from zoft.tuner.card import CONVERTED
 from zoft.tuner.features import FeatureConstants, block_statistics, features
+from zoft.tuner.structure import described
 
 #: Standard deviation that models are commonly initialised with, where a tuner does not know its base's.
 COMMON_DEVIATION = 0.02
@@ -35,7 +36,7 @@ def describe(tuner: Tuner, name: str, sigma: Tensor) -> dict[str, Any]:
     recommended, provenance = config.recommended, tuner.provenance
     known = len(shapes) == len(config.blocks.names)
     size = f"{sum(map(math.prod, shapes)):,} parameters" if known else "shapes not known"
-    described: dict[str, Any] = {
+    content: dict[str, Any] = {
         "tuner": name,
         "commit": tuner.origin.commit if tuner.origin is not None and tuner.origin.commit else None,
         "what": "an optimizer for its base and derivatives, not a language model",
@@ -44,6 +45,7 @@ def describe(tuner: Tuner, name: str, sigma: Tensor) -> dict[str, Any]:
         "fits": "models with these parameter names and shapes; a resized vocabulary is fine",
         "network": config.network.to_dict(),
         "normalization": config.normalization.to_dict(),
+        "structure": _structure(tuner, shapes),
         "noise": f"{config.noise.kind} version {config.noise.version}",
         "recommended": {
             "lr": recommended.lr if recommended.lr is not None else "not determined",
@@ -57,7 +59,7 @@ def describe(tuner: Tuner, name: str, sigma: Tensor) -> dict[str, Any]:
         "cite": "arXiv 2510.00419 (--card has the entry)",
         "format": f"{config.format}, written by zoft {config.zoft_version}",
     }
-    return {key: value for key, value in described.items() if value is not None}
+    return {key: value for key, value in content.items() if value is not None}
 
 
 def sigma_of(tuner: Tuner, model: nn.Module | None = None) -> Tensor:
@@ -143,6 +145,15 @@ def plot_sigma(file: Path, tuner: Tuner, sigma: Tensor, title: str) -> None:
 def _base(tuner: Tuner) -> str:
     name = tuner.config.base_model_name_or_path or "unknown"
     return f"{name}@{tuner.config.base_model_revision}" if tuner.config.base_model_revision else name
+
+
+def _structure(tuner: Tuner, shapes: Sequence[Sequence[int]]) -> str | None:
+    structure = tuner.structure
+    if structure is None:
+        return None
+    least, most = float(structure.share.min()), float(structure.share.max())
+    share = f"{least:g}" if least == most else f"{least:.3g} to {most:.3g}"
+    return f"{described(structure.config, shapes)}; learned share {share}"
 
 
 def _signature(tuner: Tuner) -> str:

@@ -1,0 +1,280 @@
+"""The learned part of a block's direction while a method runs: scales by entry, or a second noise of low rank."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from zoft.noise import Key, Noise, Span, working_dtype
+
+#: The noise of low-rank parts is this part of a direction's key, and on; those below are the methods' own.
+NOISE_PART = 16
+
+#: Entries of the rows that are multiplied at once. The tiles are the same whatever span is asked for, so that no
+#: entry depends on how a block is cut.
+_TILE = 1 << 15
+
+
+#: Scales of so many entries are kept whole, which small models gain from; those of others are made chunk by chunk.
+_KEEP = 1 << 24
+
+
+class Part(ABC):
+    """L of one block of [m, n], with trace m·n, from two factors.
+
+    Args:
+        left: float32 [m] or [m, r].
+        right: float32 [n] or [n, r].
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, left: Tensor, right: Tensor) -> None:
+        self.left, self.right = self.normalised(left), self.normalised(right)
+
+    @staticmethod
+    @abstractmethod
+    def sizes(rows: int, columns: int, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Shapes of the factors."""
+
+    @staticmethod
+    @abstractmethod
+    def problem(left: Tensor, right: Tensor) -> str | None:
+        """What is wrong with finite factors; None if nothing is."""
+
+    @staticmethod
+    @abstractmethod
+    def normalised(factor: Tensor) -> Tensor:
+        """The factor with which its share of the trace is its number of rows."""
+
+    @staticmethod
+    @abstractmethod
+    def random_like(factor: Tensor, generator: torch.Generator) -> Tensor:
+        """A random factor in its place, in the same dtype."""
+
+    @staticmethod
+    @abstractmethod
+    def resized(left: Tensor, rows: int) -> Tensor:
+        """The left factor for another number of rows."""
+
+    @abstractmethod
+    def variance(self, span: Span, isotropic: float, learned: float) -> Tensor:
+        """The diagonal of isotropic·I + learned·L over ``span``, [len(span)]."""
+
+    def to(self, span: Span) -> Self:
+        """Itself, with its factors where ``span`` is."""
+        parameter = span.block.parameter
+        device, dtype = parameter.device, working_dtype(parameter.dtype)
+        if self.left.device != device or self.left.dtype != dtype:
+            self.left, self.right = self.left.to(device, dtype), self.right.to(device, dtype)
+        return self
+
+
+class Scales(Part):
+    """L = diag(r_i·c_j), with means 1 of r and c: a standard deviation √(r_i·c_j), as Adafactor factors it."""
+
+    name = "scales"
+
+    @staticmethod
+    def sizes(rows: int, columns: int, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """[m] and [n]."""
+        return (rows,), (columns,)
+
+    @staticmethod
+    def problem(left: Tensor, right: Tensor) -> str | None:
+        """Scales are not negative, and not all of them 0."""
+        for factor in (left, right):
+            if bool((factor < 0).any()):
+                return "has negative scales"
+            if not bool((factor > 0).any()):
+                return "has only zeros"
+        return None
+
+    @staticmethod
+    def normalised(factor: Tensor) -> Tensor:
+        """Mean 1."""
+        return (factor.double() / factor.double().mean()).float()
+
+    @staticmethod
+    def random_like(factor: Tensor, generator: torch.Generator) -> Tensor:
+        """The same scales in another order."""
+        return factor[torch.randperm(len(factor), generator=generator)]
+
+    @staticmethod
+    def resized(left: Tensor, rows: int) -> Tensor:
+        """New rows have the mean scale."""
+        return torch.cat([left[:rows], left.mean().expand(max(0, rows - len(left)))])
+
+    def variance(self, span: Span, isotropic: float, learned: float) -> Tensor:
+        """(1 − a) + a·ω·r_i·c_j."""
+        here = self.to(span)
+        first, last = span.rows
+        return span.of_rows(torch.outer(here.left[first:last] * learned, here.right)).add_(isotropic)
+
+
+class LowRank(Part):
+    """L = (A·Aᵀ) ⊗ (B·Bᵀ) with |A|² = m, |B|² = n: the direction A·Z·Bᵀ with Z [r₁, r₂] of N(0, 1).
+
+    A and B are the leading eigenvectors of E[G·Gᵀ] and E[Gᵀ·G], each times the root of its weight.
+    """
+
+    name = "low-rank"
+
+    @staticmethod
+    def sizes(rows: int, columns: int, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """[m, r₁] and [n, r₂], where no rank exceeds its side."""
+        return (rows, min(rank, rows)), (columns, min(rank, columns))
+
+    @staticmethod
+    def problem(left: Tensor, right: Tensor) -> str | None:
+        """A basis is not 0."""
+        return None if all(bool(factor.any()) for factor in (left, right)) else "has only zeros"
+
+    @staticmethod
+    def normalised(factor: Tensor) -> Tensor:
+        """A squared norm of the number of rows."""
+        values = factor.double()
+        return (values * (math.sqrt(len(factor)) / values.norm())).float()
+
+    @staticmethod
+    def random_like(factor: Tensor, generator: torch.Generator) -> Tensor:
+        """Another basis with the same spectrum (the same AᵀA)."""
+        random = torch.randn(factor.shape, generator=generator, dtype=torch.float64)
+        basis, _ = torch.linalg.qr(random)
+        _, triangle = torch.linalg.qr(factor.double())
+        return (basis @ triangle).to(factor.dtype)
+
+    @staticmethod
+    def resized(left: Tensor, rows: int) -> Tensor:
+        """New rows are 0: they have the isotropic part alone."""
+        return torch.cat([left[:rows], left.new_zeros(max(0, rows - len(left)), left.shape[1])])
+
+    def variance(self, span: Span, isotropic: float, learned: float) -> Tensor:
+        """(1 − a) + a·ω·|A_i|²·|B_j|²."""
+        here = self.to(span)
+        first, last = span.rows
+        rows = here.left[first:last].square().sum(1)
+        return span.of_rows(torch.outer(rows * learned, here.right.square().sum(1))).add_(isotropic)
+
+    def core(self, noise: Noise, key: Key, span: Span) -> Tensor:
+        """Z of a direction, [r₁, r₂]."""
+        here = self.to(span)
+        ranks = (here.left.shape[1], here.right.shape[1])
+        count = Span(span.block, 0, math.prod(ranks))
+        return noise(key._replace(part=key.part + NOISE_PART), count, here.left.device).to(here.left.dtype).view(ranks)
+
+    def mix(self, core: Tensor, span: Span, values: Tensor, isotropic: float, learned: float) -> Tensor:
+        """isotropic·values + learned·A·Z·Bᵀ over ``span``, in place."""
+        here = self.to(span)
+        left, right = here.left, here.right
+        columns, (first, last) = len(right), span.rows
+        height = max(1, _TILE // columns)
+        for top in range(first - first % height, last, height):
+            rows = left[top : top + height] @ core
+            begin, end = max(top * columns, span.start), min((top + len(rows)) * columns, span.stop)
+            part = values[begin - span.start : end - span.start]
+            whole = len(part) == len(rows) * columns
+            tile = part.view(-1, columns) if whole else values.new_zeros(len(rows), columns)
+            if not whole:
+                inside = tile.view(-1)[begin - top * columns : end - top * columns]
+                inside.copy_(part)
+            tile.addmm_(rows, right.T, beta=isotropic, alpha=learned)
+            if not whole:
+                part.copy_(inside)
+        return values
+
+
+#: Kinds of learned parts by name.
+PARTS: dict[str, type[Part]] = {part.name: part for part in (Scales, LowRank)}
+
+
+@dataclass(frozen=True, eq=False)
+class Mixed:
+    """S of one block.
+
+    Attributes:
+        isotropic: 1 − a.
+        learned: a·ω.
+        part: L; None is the identity.
+    """
+
+    isotropic: float
+    learned: float
+    part: Part | None
+
+
+class BoundStructure:
+    """The structure in the order of a model's blocks: how noise becomes a direction with covariance S.
+
+    Scales multiply entries (:meth:`deviation`), a low rank mixes a second noise into the first (:meth:`mixed`). So
+    a method that keeps something by entry sees white noise with scales, and with a low rank noise whose variance by
+    entry is :meth:`variance`.
+
+    Args:
+        blocks: S of every block.
+    """
+
+    def __init__(self, blocks: Sequence[Mixed]) -> None:
+        self._blocks = tuple(blocks)
+        #: tr S_i / d_i of every block, float32 [B].
+        self.power = torch.tensor([mixed.isotropic + mixed.learned for mixed in blocks])
+        self._step: tuple[str, int, int] | None = None
+        self._cores: dict[tuple[int, int, int, int], Tensor] = {}
+        self._kept: dict[tuple[int, int, int, torch.device], Tensor] = {}
+        self._kept_size = 0
+
+    def mixed(self, noise: Noise, key: Key, span: Span, values: Tensor, variance: float = 1.0) -> Tensor:
+        """√(1 − a)·u + √(a·ω·variance)·A·Z·Bᵀ where the part is a low rank, else ``values``, which is overwritten.
+
+        Args:
+            values: u over ``span``.
+            variance: of an entry of u.
+        """
+        block = self._blocks[span.block.index]
+        if not isinstance(block.part, LowRank) or not block.learned:
+            return values
+        core = self._core(block.part, noise, key, span)
+        return block.part.mix(core, span, values, math.sqrt(block.isotropic), math.sqrt(block.learned * variance))
+
+    def _core(self, part: LowRank, noise: Noise, key: Key, span: Span) -> Tensor:
+        """Z of a direction, kept during its step: it is small, and each span of each pass asks for it."""
+        if self._step != (noise.name, key.seed, key.step):
+            self._step = (noise.name, key.seed, key.step)
+            self._cores.clear()
+        index = (key.draw, key.part, span.block.index, span.block.key)
+        if index not in self._cores:
+            self._cores[index] = part.core(noise, key, span)
+        return self._cores[index]
+
+    def variance(self, span: Span) -> Tensor | None:
+        """The variance by entry of what :meth:`mixed` gives, [len(span)]; None where it is 1."""
+        block = self._blocks[span.block.index]
+        if not isinstance(block.part, LowRank) or not block.learned:
+            return None
+        return block.part.variance(span, block.isotropic, block.learned)
+
+    def deviation(self, span: Span) -> Tensor | float:
+        """What multiplies the noise by entry, [len(span)], or one number for all; 1 where the part is a low rank.
+
+        The tensor may be kept for the next call: it is only to be read.
+        """
+        block = self._blocks[span.block.index]
+        if isinstance(block.part, LowRank):
+            # A low rank without a learned share has only the isotropic one.
+            return 1.0 if block.learned else math.sqrt(block.isotropic)
+        if block.part is None or not block.learned:
+            return math.sqrt(block.isotropic + block.learned)
+        index = (span.block.index, span.start, span.stop, span.block.parameter.device)
+        kept = self._kept.get(index)
+        if kept is None:
+            kept = block.part.variance(span, block.isotropic, block.learned).sqrt_()
+            if self._kept_size + len(span) <= _KEEP:
+                self._kept_size += len(span)
+                self._kept[index] = kept
+        return kept
