@@ -82,14 +82,14 @@ def mixture(seed: int) -> Iterator[prose.Document]:
 
 
 def moved(before: dict[str, torch.Tensor], blocks: Blocks) -> dict[str, float]:
-    """|θ' − θ| / |θ| in all, and the least and the greatest of the blocks'."""
+    """|θ' − θ| / |θ| in all, and the least and the greatest of the blocks that were not 0."""
     away, size, each = 0.0, 0.0, []
     for block in blocks:
         old = before[block.name].double()
         difference = float((block.parameter.detach().double() - old).square().sum())
         length = float(old.square().sum())
         away, size = away + difference, size + length
-        each.append(math.sqrt(difference / length) if length else 0.0)
+        each += [math.sqrt(difference / length)] if length else []
     return {"whole": math.sqrt(away / size), "least_block": min(each), "greatest_block": max(each)}
 
 
