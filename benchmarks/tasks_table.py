@@ -1,8 +1,10 @@
-"""Describe the offline tasks on the embedded base: what is known, what can be learned, how hard by ZO.
+"""Describe the offline tasks on a base: what is known, what can be learned, how hard by ZO.
 
-    python benchmarks/tasks_table.py [--tasks NAME,...] [--base DIR]
+    python benchmarks/tasks_table.py [--tasks NAME,...] [--base DIR] [--without-first-order]
 
-Writes docs/tasks.json and docs/tasks.md. With --tasks only the named rows are measured anew.
+Of the embedded base it writes docs/tasks.json and docs/tasks.md; of another one, or of a derivative, the same figures
+to docs/bases/NAME.json, from which benchmarks/bases_page.py makes docs/bases.md. With --tasks only the named rows are
+measured anew. --without-first-order leaves out the fine-tuning, which takes most of the time.
 
 For every task: zero-shot loss and metric on the test split; the same after first-order fine-tuning
 (AdamW, learning rate chosen on the validation split); and, at the base's weights over the whole
@@ -26,13 +28,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from zoft.assets import make_base, make_derivative
+from zoft.models import load_model
 from zoft.tasks.lm import LMTask
 from zoft.tasks.offline import OFFLINE_TASKS, OfflineTask
 
 ROOT = Path(__file__).resolve().parents[1]
-BASE = ROOT / "zoft" / "assets" / "base"
+BASE = make_base.SHIPPED
+FOLDER = "bases"
 COMMAND = "python benchmarks/tasks_table.py"
 
 RATES = (1e-3, 3e-4, 2e-3)
@@ -133,12 +137,13 @@ def curvature(model: nn.Module, task: LMTask) -> dict[str, float]:
     }
 
 
-def measure(base: Path, text_task: OfflineTask) -> dict[str, Any]:
-    """One row of the table."""
+def measure(base: Path, text_task: OfflineTask, first_order: bool = True) -> dict[str, Any]:
+    """One row of the table; without ``first_order`` its entry is None."""
     started = time.monotonic()
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    model = AutoModelForCausalLM.from_pretrained(base, attn_implementation="eager").eval()
-    task = LMTask(text_task, tokenizer)
+    loaded = load_model(str(base.resolve()))
+    model = loaded.model
+    model.set_attn_implementation("eager")  # the only one that can be differentiated twice
+    task = LMTask(text_task, loaded.tokenizer)
     zero_shot = task.evaluate(model, "test")
     row = {
         "task": text_task.name,
@@ -148,7 +153,7 @@ def measure(base: Path, text_task: OfflineTask) -> dict[str, Any]:
         "chance": chance(text_task),
         "zero_shot": {"loss": zero_shot["loss"], "metric": zero_shot[text_task.metric]},
         "curvature": curvature(model, task),
-        "first_order": fine_tune(model, task, text_task.metric),
+        "first_order": fine_tune(model, task, text_task.metric) if first_order else None,
         "longest": max(example.length for example in task.dataset("test")),
     }
     row["seconds"] = round(time.monotonic() - started, 1)
@@ -217,32 +222,53 @@ def _described(task: type[OfflineTask]) -> list[str]:
     return [f"- **{task.name}**: {about}", "", "    ```text", f"    {example.prompt}⟦{scored}⟧{tail}", "    ```", ""]
 
 
+def record_of(base: Path) -> dict[str, Any]:
+    """What is recorded about a base, or about a derivative.
+
+    Raises:
+        FileNotFoundError: neither make_base nor make_derivative made it.
+    """
+    made = [base / name for name in (make_derivative.RECORD, make_base.RECORD) if (base / name).is_file()]
+    if not made:
+        raise FileNotFoundError(f"{base} holds no {make_base.RECORD} or {make_derivative.RECORD}")
+    content: dict[str, Any] = json.loads(made[0].read_text(encoding="utf-8"))
+    return content
+
+
 def main() -> None:
-    """Measure, merge with the rows at hand, and write both files."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    """Measure, merge with the rows at hand, and write the JSON, and the page of the embedded base."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--tasks", help="names, separated by commas (default: all)")
-    parser.add_argument("--base", type=Path, default=BASE, help="folder of the base (default %(default)s)")
+    parser.add_argument("--base", type=Path, default=BASE, help="folder of the base (default: the embedded base)")
+    parser.add_argument("--without-first-order", action="store_true", help="no fine-tuning: much faster")
     parser.add_argument("--output-dir", type=Path, default=ROOT / "docs", help="default %(default)s")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    target = options.output_dir / "tasks.json"
-    kept = {row["task"]: row for row in json.loads(target.read_text())["rows"]} if target.exists() else {}
+    embedded = options.base.resolve() == BASE.resolve()
+    name = options.base.resolve().name
+    target = options.output_dir / "tasks.json" if embedded else options.output_dir / FOLDER / f"{name}.json"
+    record = record_of(options.base)
+    kept = json.loads(target.read_text(encoding="utf-8")) if target.exists() else {"base": record, "rows": []}
+    # Rows of other weights under the same name say nothing about these.
+    rows = {row["task"]: row for row in kept["rows"] if kept["base"]["sha256"] == record["sha256"]}
     names = options.tasks.split(",") if options.tasks else [task.name for task in OFFLINE_TASKS]
-    record = json.loads((options.base / "make_base.json").read_text(encoding="utf-8"))
+    target.parent.mkdir(parents=True, exist_ok=True)
     for text_task in OFFLINE_TASKS:
         if text_task.name in names:
-            kept[text_task.name] = measure(options.base, text_task())
-            print(json.dumps(kept[text_task.name]), flush=True)
-    result = {
-        "command": COMMAND,
-        "base": record,
-        "torch": torch.__version__,
-        "machine": platform.machine(),
-        "rows": [kept[task.name] for task in OFFLINE_TASKS if task.name in kept],
-    }
-    options.output_dir.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    (options.output_dir / "tasks.md").write_text(page(result), encoding="utf-8")
+            rows[text_task.name] = measure(options.base, text_task(), not options.without_first_order)
+            print(json.dumps(rows[text_task.name]), flush=True)
+            result = {
+                "command": COMMAND if embedded else f"{COMMAND} --base runs/{FOLDER}/{name}",
+                "base": record,
+                "torch": torch.__version__,
+                "machine": platform.machine(),
+                "rows": [rows[task.name] for task in OFFLINE_TASKS if task.name in rows],
+            }
+            target.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    if embedded:
+        (options.output_dir / "tasks.md").write_text(page(json.loads(target.read_text())), encoding="utf-8")
+    else:
+        print(f"{target}: python benchmarks/bases_page.py writes the page")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ transformers is imported inside the functions, so that importing this module cos
 
 from __future__ import annotations
 
+import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -108,7 +109,7 @@ def load_model(
         if commit:
             _log.info("model %s at commit %s", source, commit)
             options["revision"] = commit  # so that weights and tokenizer are of the same commit
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
+        tokenizer = tokenizer_class(resolved).from_pretrained(source, **options)
         with without_bars() if resolved.is_local else nullcontext():
             model, report = auto.from_pretrained(
                 source, config=config, dtype=wanted, use_safetensors=True, output_loading_info=True, **options
@@ -120,6 +121,25 @@ def load_model(
         raise _explained(error, name, resolved) from error
     _check_complete(sorted(report["missing_keys"]), name, found)
     return LoadedModel(model, tokenizer, found, EMBEDDED if source == str(EMBEDDED_FOLDER) else source, commit)
+
+
+def tokenizer_class(resolved: Resolved) -> Any:
+    """What loads a model's tokenizer: transformers' choice, but where a local folder says that all is in its file.
+
+    For some families (Qwen2) transformers takes the family's class whatever the folder says, and a tokenizer of
+    one's own would come back with other merges and tokens.
+    """
+    import transformers
+
+    if resolved.is_local:
+        file = Path(resolved.path_or_repo, resolved.subfolder or "", "tokenizer_config.json")
+        try:
+            declared = json.loads(file.read_text(encoding="utf-8")).get("tokenizer_class")
+        except (OSError, ValueError, AttributeError):
+            declared = None
+        if declared == transformers.TokenizersBackend.__name__:
+            return transformers.TokenizersBackend
+    return transformers.AutoTokenizer
 
 
 def base_blocks(name: str) -> tuple[BlockTable, str | None]:

@@ -1,7 +1,10 @@
-"""Make the embedded base model: a small Llama trained on the text of the offline world.
+"""Make a base model: a small language model trained on the text of the offline world.
 
-    python -m zoft.assets.make_base --output-dir DIR [--steps N] [--seed S]
+    python -m zoft.assets.make_base [--kind KIND] [--output-dir DIR] [--steps N] [--seed S]
     python -m zoft.assets.make_base --verify
+
+The kinds are those of :mod:`zoft.assets.kinds`. ``llama`` is the embedded base that comes with the package; the
+others are made where they are wanted, in ``runs/bases/KIND`` by default.
 
 Text, tokenizer, initial weights and training are functions of the seed alone, and one thread computes,
 so that the same processor kind and torch build give the same bytes: ``--verify`` makes the base again
@@ -23,7 +26,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,22 +37,22 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import nn
 from torch.nn import functional
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from zoft.tasks.offline.prose import documents
+from zoft.assets.kinds import KINDS, SHIPPED_KIND
+from zoft.tasks.offline.prose import Document, documents
 
 SHIPPED = Path(__file__).parent / "base"
+RECORD = "make_base.json"
 SPECIAL = ("<pad>", "<bos>", "<eos>")
 
-STEPS = 5000
+#: Folder of the bases and derivatives that are made and not shipped.
+BASES = Path("runs/bases")
+
 SEED = 0
 BATCH = 16
 LENGTH = 64
-RATE = 3e-3
 WARM_UP = 200
-HIDDEN = 96
-SPREAD = 0.08
-THETA = 200.0
 MERGES = 96
 SAMPLE = 20_000
 PROMPT_WEIGHT = 0.2
@@ -88,34 +92,13 @@ def make_tokenizer(seed: int) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=pad, bos_token=bos, eos_token=eos)
 
 
-def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
-    """The untrained network; the global random state is left as it was."""
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=HIDDEN,
-        intermediate_size=256,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        rope_parameters={"rope_type": "default", "rope_theta": THETA},
-        initializer_range=SPREAD,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return LlamaForCausalLM(config)
-
-
-def batches(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def batches(
+    tokenizer: PreTrainedTokenizerFast, texts: Iterator[Document]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Endless batches of rows, each packed with whole documents but for its last one, and their weights.
 
     A document's continuation weighs 1 a token, its prompt, most of which is chance, ``PROMPT_WEIGHT``.
     """
-    texts = documents(random.Random(f"{seed} text"))
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     pending: Iterator[tuple[list[int], list[int]]] = iter(())
     while True:
@@ -136,30 +119,41 @@ def batches(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[tuple[tor
         yield torch.tensor(rows), torch.tensor(weights)
 
 
-def _encode(tokenizer: PreTrainedTokenizerFast, texts: list[tuple[str, str]]) -> Iterator[tuple[list[int], list[int]]]:
+def _encode(tokenizer: PreTrainedTokenizerFast, texts: list[Document]) -> Iterator[tuple[list[int], list[int]]]:
     """The token ids of prompts and continuations, which meet at a space."""
     halves = tokenizer([half for text in texts for half in text], add_special_tokens=False)["input_ids"]
     return zip(halves[::2], halves[1::2], strict=True)
 
 
 def train(
-    model: LlamaForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
+    model: PreTrainedModel,
+    stream: Iterable[tuple[torch.Tensor, torch.Tensor]],
     steps: int,
-    seed: int,
+    rate: float,
     report: Callable[[int, float], None],
-) -> float:
-    """Train ``model`` in place with AdamW under a cosine; the mean loss of the last steps."""
+    warm_up: int = WARM_UP,
+) -> list[tuple[int, float]]:
+    """Train ``model`` in place on ``stream`` with AdamW under a cosine.
+
+    Args:
+        rate: the highest learning rate, reached after ``warm_up`` steps.
+        report: called after every step with its number and the mean loss of the last 100.
+
+    Returns:
+        (step, mean loss of the last 100 steps), at most 20 of them, the last at the end.
+    """
     decayed = [value for value in model.parameters() if value.ndim > 1]
     plain = [value for value in model.parameters() if value.ndim < 2]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98))
     losses: list[float] = []
+    curve: list[tuple[int, float]] = []
+    marks = {round(steps * point / 20) for point in range(1, 21)}
     model.train()
-    for step, (rows, weights) in zip(range(steps), batches(tokenizer, seed), strict=False):
-        progress = min(1.0, (step + 1) / WARM_UP), 0.5 * (1 + math.cos(math.pi * step / steps))
+    for step, (rows, weights) in zip(range(steps), stream, strict=False):
+        progress = min(1.0, (step + 1) / warm_up), 0.5 * (1 + math.cos(math.pi * step / steps))
         for group in optimizer.param_groups:
-            group["lr"] = RATE * progress[0] * max(progress[1], 0.02)
+            group["lr"] = rate * progress[0] * max(progress[1], 0.02)
         logits = model(input_ids=rows[:, :-1], use_cache=False).logits
         each = functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten(), reduction="none")
         loss = (each * weights[:, 1:].flatten()).sum() / weights[:, 1:].sum()
@@ -169,8 +163,10 @@ def train(
         optimizer.step()
         losses = [*losses[-99:], loss.item()]
         report(step + 1, sum(losses) / len(losses))
+        if step + 1 in marks:
+            curve.append((step + 1, sum(losses) / len(losses)))
     model.eval()
-    return sum(losses) / len(losses)
+    return curve
 
 
 def sha256(file: Path) -> str:
@@ -178,62 +174,87 @@ def sha256(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def make(
-    folder: Path, steps: int = STEPS, seed: int = SEED, report: Callable[[int, float], None] | None = None
-) -> dict[str, Any]:
-    """Make the base in ``folder`` and return what ``make_base.json`` records."""
+def versions() -> dict[str, str]:
+    """What the bytes of a trained model depend on besides its inputs."""
+    return {
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "tokenizers": tokenizers.__version__,
+    }
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Within: torch computes with one thread, so that sums are added in one order."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        started = time.monotonic()
-        tokenizer = make_tokenizer(seed)
-        model = make_model(tokenizer, seed)
-        loss = train(model, tokenizer, steps, seed, report or _ignore)
+        yield
     finally:
         torch.set_num_threads(threads)
-    return save(folder, model, tokenizer, steps, seed, loss, time.monotonic() - started)
 
 
-def save(
+def make(
     folder: Path,
-    model: LlamaForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    steps: int,
-    seed: int,
-    loss: float,
-    seconds: float,
+    steps: int | None = None,
+    seed: int = SEED,
+    report: Callable[[int, float], None] | None = None,
+    kind: str = SHIPPED_KIND,
 ) -> dict[str, Any]:
-    """Write the base and ``make_base.json``, and return what the latter holds."""
+    """Make a base in ``folder`` and return what ``make_base.json`` records.
+
+    Args:
+        steps: optimizer steps; by default the kind's.
+        kind: one of ``zoft.assets.kinds.KINDS``.
+    """
+    chosen = KINDS[kind]
+    steps = chosen.steps if steps is None else steps
+    with one_thread():
+        started = time.monotonic()
+        tokenizer = make_tokenizer(seed)
+        model = chosen.build(tokenizer, seed)
+        stream = batches(tokenizer, documents(random.Random(f"{seed} text")))
+        curve = train(model, stream, steps, chosen.rate, report or no_report)
+        seconds = time.monotonic() - started
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    named = "" if kind == SHIPPED_KIND else f"--kind {kind} "
     record = {
-        "command": f"python -m zoft.assets.make_base --steps {steps} --seed {seed}",
+        "command": f"python -m zoft.assets.make_base {named}--steps {steps} --seed {seed}",
+        "kind": kind,
         "seed": seed,
         "steps": steps,
         "tokens": steps * BATCH * LENGTH,
         "parameters": sum(value.numel() for value in model.parameters()),
-        "final_loss": round(loss, 4),
+        "final_loss": round(curve[-1][1], 4),
+        "losses": rounded(curve),
         "seconds": round(seconds),
         "sha256": sha256(folder / "model.safetensors"),
-        "platform": {
-            "machine": platform.machine(),
-            "system": platform.system(),
-            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "tokenizers": tokenizers.__version__,
-        },
+        "platform": versions(),
     }
-    (folder / "make_base.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_record(folder / RECORD, record)
     return record
+
+
+def rounded(curve: Sequence[tuple[int, float]]) -> dict[str, float]:
+    """A loss curve as it is recorded: mean loss by step."""
+    return {str(step): round(loss, 4) for step, loss in curve}
+
+
+def write_record(file: Path, record: dict[str, Any]) -> None:
+    """Write a record as JSON."""
+    file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def verify(folder: Path) -> bool:
     """Whether making the base again in ``folder`` gives the bytes that are shipped."""
-    shipped = json.loads((SHIPPED / "make_base.json").read_text(encoding="utf-8"))
-    made = make(folder, shipped["steps"], shipped["seed"], _print)
+    shipped = json.loads((SHIPPED / RECORD).read_text(encoding="utf-8"))
+    made = make(folder, shipped["steps"], shipped["seed"], print_loss)
     if made["sha256"] == shipped["sha256"]:
         print(f"same bytes: {made['sha256']}")
         return True
@@ -243,29 +264,37 @@ def verify(folder: Path) -> bool:
     return False
 
 
-def _ignore(step: int, loss: float) -> None:
-    pass
+def no_report(step: int, loss: float) -> None:
+    """Say nothing."""
 
 
-def _print(step: int, loss: float) -> None:
+def print_loss(step: int, loss: float) -> None:
+    """Print every hundredth step's loss."""
     if step % 100 == 0:
         print(f"step {step}: loss {loss:.4f}", flush=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the script; 0 when the base was made, or made again with the same bytes."""
-    parser = argparse.ArgumentParser(prog="python -m zoft.assets.make_base", description=__doc__.split("\n")[0])
-    parser.add_argument("--output-dir", type=Path, help="where to write the base")
-    parser.add_argument("--steps", type=int, default=STEPS, help="optimizer steps (default %(default)s)")
+    kinds = "".join(f"\n  {name}: {kind.about}; {kind.steps} steps" for name, kind in KINDS.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m zoft.assets.make_base",
+        description=(__doc__ or "").split("\n")[0],
+        epilog=f"kinds:{kinds}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--kind", choices=KINDS, default=SHIPPED_KIND, help="see below (default %(default)s)")
+    parser.add_argument("--output-dir", type=Path, help=f"where to write the base (default {BASES}/KIND)")
+    parser.add_argument("--steps", type=int, help="optimizer steps (default: the kind's)")
     parser.add_argument("--seed", type=int, default=SEED, help="of text, weights and order (default %(default)s)")
     parser.add_argument("--verify", action="store_true", help="make the shipped base again and compare hashes")
     options = parser.parse_args(arguments)
+    if options.steps is not None and options.steps < 1:
+        parser.error(f"--steps {options.steps} is below 1")
     if options.verify:
         with tempfile.TemporaryDirectory() as folder:
             return 0 if verify(options.output_dir or Path(folder)) else 1
-    if options.output_dir is None:
-        parser.error("give --output-dir DIR, or --verify")
-    record = make(options.output_dir, options.steps, options.seed, _print)
+    record = make(options.output_dir or BASES / options.kind, options.steps, options.seed, print_loss, options.kind)
     print(json.dumps(record, indent=2))
     return 0
 

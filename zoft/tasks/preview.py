@@ -9,7 +9,7 @@ import torch
 
 from zoft.adapters import adapter_in
 from zoft.errors import ArtifactError
-from zoft.models import LoadedModel, resolve_model
+from zoft.models import LoadedModel, resolve_model, tokenizer_class
 from zoft.tasks.encoding import Encoded
 from zoft.tasks.lm import LMTask
 
@@ -38,7 +38,7 @@ def outline(name: str, trust_remote_code: bool = False) -> LoadedModel:
         return outline(adapter.base, trust_remote_code)
     try:
         config = transformers.AutoConfig.from_pretrained(resolved.path_or_repo, **options)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(resolved.path_or_repo, **options)
+        tokenizer = tokenizer_class(resolved).from_pretrained(resolved.path_or_repo, **options)
         masked = any("ForMaskedLM" in one for one in config.architectures or ())
         auto: Any = transformers.AutoModelForMaskedLM if masked else transformers.AutoModelForCausalLM
         with torch.device("meta"):

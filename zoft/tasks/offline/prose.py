@@ -9,7 +9,7 @@ A document whose prompt is reserved for the tasks is never told.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from zoft.tasks.offline import choice, classification, completion, lexicon, pairs
 from zoft.tasks.offline.classification import MOODS, TOPICS
@@ -36,6 +36,9 @@ _TASKS: tuple[OfflineTask, ...] = (
 )
 
 Document = tuple[str, str]
+
+#: Tells one document.
+Teller = Callable[[Words], Document]
 
 
 def opinion(words: Words) -> Document:
@@ -197,7 +200,7 @@ def asked(words: Words) -> Document:
 
 
 #: kind of document -> how often it is told
-DOCUMENTS: dict[Callable[[Words], Document], float] = {
+DOCUMENTS: dict[Teller, float] = {
     asked: 15.0,
     opinion: 2.0,
     mood: 0.5,
@@ -213,10 +216,14 @@ DOCUMENTS: dict[Callable[[Words], Document], float] = {
 }
 
 
-def documents(rng: random.Random) -> Iterator[Document]:
-    """Endless documents of the base's text, none of whose prompts is a prompt of a task."""
+def documents(rng: random.Random, kinds: Mapping[Teller, float] = DOCUMENTS) -> Iterator[Document]:
+    """Endless documents of the base's text, none of whose prompts is a prompt of a task.
+
+    Args:
+        kinds: how often each kind of document is told.
+    """
     words = Words(rng, even=False)
-    tellers, weights = list(DOCUMENTS), list(DOCUMENTS.values())
+    tellers, weights = list(kinds), list(kinds.values())
     while True:
         prompt, continuation = rng.choices(tellers, weights)[0](words)
         if not reserved(prompt):

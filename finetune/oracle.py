@@ -1,0 +1,395 @@
+"""The oracle: what static scales, or shares of a structured part, can give at best.
+
+CMA-ES (Hansen, *The CMA Evolution Strategy: A Tutorial*, arXiv 1604.00772; the library ``cma`` of its authors)
+searches the coordinates of a space (:data:`finetune.oracle_spaces.SPACES`) and log lr together. What it minimises is
+the outcome of whole zeroth-order runs: the mean over tasks and seeds of log(final validation loss / zero-shot loss).
+
+- A run is one of ``zoft compare``'s, with a tuner made of the coordinates.
+- Common random numbers: all candidates of a generation have the same seeds, so the same batches and directions.
+- In the end the search's mean and the best candidates run again on seeds that no generation had; the best of them is
+  the oracle. It is reported, on other seeds again, beside MeZO at the one learning rate that a √2 grid finds for it
+  with as many runs.
+- Every run is kept in runs.jsonl as it ends. A rerun makes the same candidates again, finds their runs there, and
+  goes on: the search is a function of its seed and of the runs' results.
+
+It chooses on the tasks that it reports on, on other seeds: an upper bound of what a tuner of that form gives there,
+and no evidence about other tasks. Held-out tasks are refused.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from finetune import oracle_report
+from finetune.compare_run import Bench, BenchFactory, Runner, RunSpec, TunerSource, language_model_bench
+from finetune.oracle_config import OracleConfig
+from finetune.oracle_spaces import SPACES, SearchSpace
+from finetune.report import number
+from finetune.sweep import Executor, InProcess, Job, Processes, Record, RunStore, drive, grid_lr, search_grid
+from zoft.config import unknown
+from zoft.errors import Interrupted, UsageError
+from zoft.tasks import tasks_with_role
+from zoft.tuner import Tuner
+
+RUNS_FILE, RESULT_FILE, TABLE_FILE, CONFIG_FILE, TUNER_FOLDER = (
+    "runs.jsonl",
+    "oracle.json",
+    "oracle.md",
+    "config.yaml",
+    "tuner",
+)
+
+#: What a run counts for at most, where its loss is not finite, and at least.
+CEILING, FLOOR = 1.0, -7.0
+
+#: Decimals of coordinates: the runs of a repeated search have the same keys even where a sum is rounded otherwise.
+DECIMALS = 4
+
+
+@dataclass(frozen=True)
+class SearchedTuner(TunerSource):
+    """A run's tuner by its coordinates.
+
+    Attributes:
+        space: name of the search space; ``folder`` is the tuner that it starts from.
+        coordinates: in that space.
+    """
+
+    untrained: bool = False
+    space: str = ""
+    coordinates: tuple[float, ...] = ()
+
+    def load(self, model: nn.Module) -> Tuner:
+        """The tuner; ``model`` must be at its initial weights."""
+        return SPACES[self.space](model, self.folder).tuner(self.coordinates)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A point of a search: the coordinates in its space (None is MeZO), and the learning rate."""
+
+    coordinates: tuple[float, ...] | None
+    lr: float
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found.
+
+    Attributes:
+        candidate: the choice. ``score``: its score on the seeds that it was chosen on.
+        search_runs: number of runs until the choice was made.
+        trail: how the search went, JSON-able.
+        records: the reported runs, task by task, seed by seed.
+    """
+
+    candidate: Candidate
+    score: float
+    search_runs: int
+    trail: list[dict[str, Any]]
+    records: Sequence[Record]
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """A finished search, and where it lies.
+
+    Attributes:
+        folder: holds runs.jsonl, oracle.json, oracle.md and the tuner's folder.
+        found, mezo: what was found for the space and for MeZO.
+        table: the Markdown table.
+        content: what oracle.json holds.
+    """
+
+    folder: Path
+    found: Found
+    mezo: Found
+    table: str
+    content: dict[str, Any]
+
+
+class Plan:
+    """The runs of a search on a bench."""
+
+    def __init__(self, config: OracleConfig, bench: Bench, say: Callable[[str], None]) -> None:
+        self.config = config
+        self.space: SearchSpace = SPACES[config.search](bench.model, config.tuner)
+        self._bench = bench
+        self._say = say
+
+    def specs(self, candidate: Candidate, seeds: Sequence[int], reported: bool = False) -> list[RunSpec]:
+        """A candidate's runs, task by task, seed by seed; only reported ones see the test split."""
+        config, source = self.config, self._source(candidate)
+        return [
+            RunSpec(
+                fingerprint=self._bench.fingerprint,
+                data=self._bench.data.get(task, ""),
+                task=task,
+                optimizer="mezo" if source is None else "zo-finetuner",
+                hyper={},
+                tuner=source,
+                lr=candidate.lr,
+                epsilon=config.epsilon,
+                seed=seed,
+                forwards=config.forwards,
+                batch_size=config.batch_size,
+                eval_points=10 if reported else 1,
+                validation_examples=config.validation_examples,
+                test=reported,
+                test_examples=config.test_examples if reported else None,
+                noise=config.noise,
+            )
+            for task in config.tasks
+            for seed in seeds
+        ]
+
+    def _source(self, candidate: Candidate) -> SearchedTuner | None:
+        if candidate.coordinates is None:
+            return None
+        digest = self.space.tuner(candidate.coordinates).digest
+        return SearchedTuner(
+            self.config.tuner, digest=digest, space=self.config.search, coordinates=candidate.coordinates
+        )
+
+    def scores(
+        self, candidates: Sequence[Candidate], seeds: Sequence[int]
+    ) -> Generator[Sequence[RunSpec], Sequence[Record], list[float]]:
+        """The score of every candidate on the same seeds."""
+        groups = [self.specs(candidate, seeds) for candidate in candidates]
+        records = yield [spec for group in groups for spec in group]
+        size = len(groups[0])
+        return [score(records[at * size : (at + 1) * size]) for at in range(len(groups))]
+
+    def search(self) -> Job[RunSpec, Found]:
+        """CMA-ES over the space's coordinates and log lr, the finalists, and the reported runs."""
+        config = self.config
+        strategy = _strategy(self.space, config)
+        tried: dict[Candidate, float] = {}
+        trail: list[dict[str, Any]] = []
+        runs = 0
+        for generation in range(config.generations):
+            asked = strategy.ask()
+            candidates = [self._decoded(vector) for vector in asked]
+            seeds = config.generation_seeds(generation)
+            values = yield from self.scores(candidates, seeds)
+            strategy.tell(asked, values)
+            tried.update(zip(candidates, values, strict=True))
+            runs += len(candidates) * len(seeds) * len(config.tasks)
+            mean = self._decoded(strategy.result.xfavorite)
+            trail.append(_generation(generation, candidates, values, mean, float(strategy.sigma)))
+            self._say(_line(trail[-1], config.generations))
+        best = sorted(tried, key=lambda candidate: tried[candidate])
+        finalists = list(dict.fromkeys([mean, *best]))[: config.finalists]
+        values = yield from self.scores(finalists, config.finalists_seeds)
+        runs += len(finalists) * len(config.finalists_seeds) * len(config.tasks)
+        at = min(range(len(finalists)), key=lambda index: values[index])
+        trail.append({"finalists": [_point(one, value) for one, value in zip(finalists, values, strict=True)]})
+        records = yield self.specs(finalists[at], config.reported_seeds, reported=True)
+        return Found(finalists[at], values[at], runs, trail, records)
+
+    def mezo(self) -> Job[RunSpec, Found]:
+        """MeZO's one learning rate on the √2 grid, with about as many runs, and its reported runs."""
+        config = self.config
+        grid = search_grid(config.lr_reach)
+        wanted, runs = next(grid), 0
+        while True:
+            rates = [Candidate(None, grid_lr(config.lr_start, index)) for index in wanted]
+            values = yield from self.scores(rates, config.mezo_seeds)
+            # Nowhere finite: for the grid's search, which then tries smaller rates.
+            values = [value if value < CEILING else math.inf for value in values]
+            runs += len(rates) * len(config.mezo_seeds) * len(config.tasks)
+            try:
+                wanted = grid.send(dict(zip(wanted, values, strict=True)))
+            except StopIteration as end:
+                found = end.value
+                break
+        chosen = Candidate(None, grid_lr(config.lr_start, found.best))
+        trail: list[dict[str, Any]] = [
+            {"lr": grid_lr(config.lr_start, index), "score": value} for index, value in sorted(found.values.items())
+        ]
+        trail.append({"interior": found.interior})
+        records = yield self.specs(chosen, config.reported_seeds, reported=True)
+        return Found(chosen, found.values[found.best], runs, trail, records)
+
+    def _decoded(self, vector: Sequence[float]) -> Candidate:
+        *coordinates, log_lr = (round(float(value), DECIMALS) for value in vector)
+        return Candidate(tuple(coordinates), float(f"{self.config.lr_start * math.exp(log_lr):.6g}"))
+
+
+def score(records: Sequence[Record]) -> float:
+    """Mean of :func:`log_ratio` of final and zero-shot validation losses."""
+    logs = [log_ratio(record["validation_loss"], record["zero_shot"]["validation_loss"]) for record in records]
+    return sum(logs) / len(logs)
+
+
+def log_ratio(final: float | None, zero: float | None) -> float:
+    """x = log(final / zero), at least FLOOR; above 0 x / (1 + x), below CEILING; None stands for not finite.
+
+    So no run that diverged outweighs all others, and of two that did the wilder one is still the worse.
+    """
+    ratio = number(final) / number(zero)
+    if not math.isfinite(ratio):
+        return CEILING
+    x = max(math.log(max(ratio, 1e-30)), FLOOR)
+    return x if x <= 0 else CEILING * x / (1 + x)
+
+
+def run_oracle(
+    config: OracleConfig, *, say: Callable[[str], None] = print, factory: BenchFactory = language_model_bench
+) -> Oracle:
+    """Search, report, and write oracle.json, oracle.md and the tuner; runs that are kept are not made again.
+
+    Args:
+        say: takes lines of progress.
+        factory: makes the model and the tasks; importable, because every process calls it.
+
+    Raises:
+        UsageError: a wrong space, task or tuner, a held-out task, or ``cma`` is not installed.
+        ArtifactError, IncompatibleError: the base or the tuner cannot be read, or they do not fit.
+        Interrupted: by Ctrl-C; every finished run is kept.
+    """
+    config, bench, arguments = prepared(config, factory)
+    plan, folder = Plan(config, bench, say), Path(config.output_dir)
+    store = RunStore(folder / RUNS_FILE)
+    (folder / CONFIG_FILE).write_text(config.to_yaml(), encoding="utf-8")
+    if len(store):
+        say(f"{len(store)} finished runs are in {folder}; those that this search needs are reused")
+    jobs: list[Job[RunSpec, Found]] = [plan.search(), plan.mezo()]
+    executor = _executor(config, bench, factory, arguments)
+    try:
+        found, mezo = drive(jobs, executor, store, _progress(say))
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"interrupted; {len(store)} finished runs are kept in {folder}", "Run the same command again to go on."
+        ) from None
+    finally:
+        executor.close()
+    content = oracle_report.content(config, bench, plan.space, found, mezo)
+    table = oracle_report.markdown(content)
+    oracle_report.write(folder / RESULT_FILE, content)
+    (folder / TABLE_FILE).write_text(table + "\n", encoding="utf-8")
+    tuner = plan.space.tuner(found.candidate.coordinates or ()).recommending(
+        lr=found.candidate.lr, epsilon=config.epsilon, batch_size=config.batch_size
+    )
+    tuner.provenance = {"tasks": list(config.tasks), "oracle": {"config": config.to_dict(), **content["found"]}}
+    tuner.save_pretrained(folder / TUNER_FOLDER)
+    return Oracle(folder, found, mezo, table, content)
+
+
+def prepared(config: OracleConfig, factory: BenchFactory) -> tuple[OracleConfig, Bench, tuple[Any, ...]]:
+    """The configuration with its tasks, the bench, and the factory's arguments; see :func:`run_oracle` for errors."""
+    if config.search not in SPACES:
+        raise UsageError(unknown("search space", config.search, SPACES))
+    config = config.model_copy(update={"tasks": config.tasks or tasks_with_role("development")})
+    arguments: tuple[Any, ...] = (config.base, tuple(config.tasks), config.device, config.dtype)
+    arguments += (config.data_dir,) if config.data_dir else ()
+    bench = factory(*arguments)
+    held_out = [task for task in config.tasks if bench.roles.get(task) == "held-out"]
+    if held_out:
+        raise UsageError(f"{', '.join(held_out)}: nothing is chosen on a held-out task", "Search on development tasks.")
+    return config, bench, arguments
+
+
+def cost(config: OracleConfig, *, factory: BenchFactory = language_model_bench) -> list[str]:
+    """What a search would cost, in a few lines: numbers of runs, and hours by two short runs made now on each task."""
+    config, bench, _ = prepared(config, factory)
+    plan, runner = Plan(config, bench, print), Runner(bench, config.keep_bytes, config.threads)
+    short = config.model_copy(update={"forwards": 20}), config.model_copy(update={"forwards": 80})
+    center = plan._decoded([*plan.space.start, 0.0])
+    seconds = 0.0
+    for at in range(len(config.tasks)):
+        specs = [Plan(each, bench, print).specs(center, [config.seed])[at] for each in (short[0], *short)]
+        _, less, more = (float(runner(spec)["seconds"]) for spec in specs)
+        slope = max(more - less, 0.0) / 60
+        seconds += less + slope * (config.forwards - 20)
+    each = config.generations * config.population * config.candidate_seeds
+    runs = 2 * (config.searching_runs + config.seeds)
+    workers = config.workers or _cores(config)
+    return [
+        f"search {config.search}: {len(plan.space.names)} coordinates ({', '.join(plan.space.names)}) and log lr",
+        f"{config.generations} generations of {config.population} on {', '.join(config.tasks)}: "
+        f"{each * len(config.tasks)} runs; finalists {config.finalists * config.final_seeds * len(config.tasks)}; "
+        f"MeZO about as many; reported {2 * config.seeds * len(config.tasks)}",
+        f"in all about {runs * len(config.tasks)} runs of {config.forwards} forward passes; one run takes "
+        f"{seconds / len(config.tasks):.1f} s here, now; with {workers} processes "
+        f"{runs * seconds / workers / 3600:.1f} hours",
+    ]
+
+
+def _strategy(space: SearchSpace, config: OracleConfig) -> Any:
+    """CMA-ES with a random stream of its own."""
+    try:
+        import cma
+    except ModuleNotFoundError:
+        raise UsageError("the oracle needs the library cma", "Install it: pip install 'zoft[research]'.") from None
+    generator = np.random.default_rng((config.seed, config.generations, config.population))
+    options = {
+        "popsize": config.population,
+        "bounds": [-space.bound, space.bound],
+        "CMA_stds": [*space.spread, 0.5],
+        "maxstd": space.bound / 2,
+        "randn": lambda *shape: generator.standard_normal(shape),
+        "seed": math.nan,  # leaves numpy's global generator alone
+        "verbose": -9,
+    }
+    return cma.CMAEvolutionStrategy([*space.start, 0.0], 1.0, options)
+
+
+def _generation(
+    number_of: int, candidates: Sequence[Candidate], values: Sequence[float], mean: Candidate, sigma: float
+) -> dict[str, Any]:
+    return {
+        "generation": number_of + 1,
+        "best": min(values),
+        "median": float(np.median(values)),
+        "sigma": sigma,
+        "mean": {"coordinates": mean.coordinates, "lr": mean.lr},
+        "candidates": [_point(candidate, value) for candidate, value in zip(candidates, values, strict=True)],
+    }
+
+
+def _point(candidate: Candidate, value: float) -> dict[str, Any]:
+    return {"coordinates": candidate.coordinates, "lr": candidate.lr, "score": value}
+
+
+def _line(entry: dict[str, Any], generations: int) -> str:
+    return (
+        f"generation {entry['generation']} of {generations}: best {entry['best']:.3f}, median {entry['median']:.3f}, "
+        f"mean's lr {entry['mean']['lr']:.3g}, step size {entry['sigma']:.2f}"
+    )
+
+
+def _cores(config: OracleConfig) -> int:
+    return len(os.sched_getaffinity(0)) if config.device == "cpu" else 1
+
+
+def _executor(config: OracleConfig, bench: Bench, factory: BenchFactory, arguments: tuple[Any, ...]) -> Executor:
+    count = config.workers or _cores(config)
+    if count == 1:
+        return InProcess(Runner(bench, config.keep_bytes, config.threads))
+    return Processes(count, runner_of, (factory, arguments, config.keep_bytes, config.threads))
+
+
+def runner_of(factory: BenchFactory, arguments: Sequence[Any], keep_bytes: int, threads: int) -> Runner:
+    """What every process of a search prepares once."""
+    return Runner(factory(*arguments), keep_bytes, threads)
+
+
+def _progress(say: Callable[[str], None], every: int = 25) -> Callable[[int, int, Record], None]:
+    began = time.monotonic()
+
+    def progress(made: int, outstanding: int, record: Record) -> None:
+        if made % every == 0:
+            passed = time.monotonic() - began
+            say(f"[{passed:.0f} s] {made} runs made, {passed / made:.1f} s each, {outstanding} waiting")
+
+    return progress
