@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from zoft.blocks import Block, Blocks
 from zoft.step import Probe, State
 from zoft.tuner import BoundTuner, PertNN, Tuner
-from zoft.tuner.bound import _SCALE, _SIGMA
+from zoft.tuner.bound import SCALE, SIGMA
 from zoft.tuner.normalization import effective_sizes, normalization
 
 #: Makes a control's tuner from a tuner, the base and a seed, or says why there is none.
@@ -27,8 +26,7 @@ Control = Callable[[Tuner, nn.Module, int], Tuner | str]
 def untrained(tuner: Tuner, model: nn.Module, seed: int) -> Tuner | str:
     """The same networks at the initial values that the seed gives, without a structure: where meta-training began."""
     network = PertNN(len(tuner.config.blocks.names), tuner.config.network, seed)
-    plain: Any = tuner if _structure(tuner) is None else _any(tuner).structured(None)
-    return Tuner(plain.config, network)
+    return Tuner(tuner.structured(None).config, network)
 
 
 def permuted(tuner: Tuner, model: nn.Module, seed: int) -> Tuner | str:
@@ -38,7 +36,7 @@ def permuted(tuner: Tuner, model: nn.Module, seed: int) -> Tuner | str:
     place, and so are the share and the weight of a structure, whose factors stay. ν is computed for the scales as
     they are used.
     """
-    output, structure = tuner.network.out, _structure(tuner)
+    output, structure = tuner.network.out, tuner.structure
     alike = not bool(output.weight.any()) and len(output.bias.unique()) == 1
     if structure is not None:
         alike = alike and len(structure.share.unique()) == len(structure.weight.unique()) == 1
@@ -51,20 +49,10 @@ def permuted(tuner: Tuner, model: nn.Module, seed: int) -> Tuner | str:
 
 def random_basis(tuner: Tuner, model: nn.Module, seed: int) -> Tuner | str:
     """The same tuner with another structure: a random basis of equal rank and spectrum, or scales in another order."""
-    structure = _structure(tuner)
+    structure = tuner.structure
     if structure is None:
         return "it has no structured part"
-    made: Tuner = _any(tuner).structured(structure.random_like(seed))
-    return made
-
-
-def _structure(tuner: Tuner) -> Any:
-    """The tuner's structured part, where it has one."""
-    return getattr(tuner, "structure", None)
-
-
-def _any(tuner: Tuner) -> Any:
-    return tuner
+    return tuner.structured(structure.random_like(seed))
 
 
 def biases_only(tuner: Tuner, model: nn.Module, seed: int) -> Tuner | str:
@@ -102,13 +90,13 @@ class PermutedTuner(Tuner):
 
     def bind(self, model: nn.Module, batch_size: int | None = None) -> BoundTuner:
         """As a tuner, with an order for the blocks of ``model``."""
-        structure = _structure(self)
+        structure = self.structure
         if structure is None:
             bound = super().bind(model, batch_size)
         else:
             order = derangement(len(structure.share), self.order_seed)
             mixed = replace(structure, share=structure.share[order], weight=structure.weight[order])
-            bound = Tuner.bind(_any(self).structured(mixed), model, batch_size)
+            bound = Tuner.bind(self.structured(mixed), model, batch_size)
         values = {part.name: getattr(bound, part.name) for part in fields(bound)}
         return _PermutedBound(**values, order=derangement(len(Blocks.of(model)), self.order_seed))
 
@@ -130,11 +118,10 @@ class _PermutedBound(BoundTuner):
         # The networks see their own last output, so that the state keeps σ as they gave it.
         super().begin(state, blocks)
         with torch.no_grad():
-            sigma = state[_SIGMA][self.order]
+            sigma = state[SIGMA][self.order]
             sizes = effective_sizes(blocks, self.batch_size, self.normalization)
-            structure: Any = getattr(self, "structure", None)
-            spread = sigma if structure is None else sigma * structure.power.sqrt()
-            state[_SCALE].copy_(normalization(spread, sizes, self.normalization) * sigma)
+            spread = sigma if self.structure is None else sigma * self.structure.power.sqrt()
+            state[SCALE].copy_(normalization(spread, sizes, self.normalization) * sigma)
 
 
 @dataclass(eq=False)

@@ -16,7 +16,8 @@ from zoft.tuner.normalization import NormalizationConfig, effective_sizes, norma
 from zoft.tuner.parts import BoundStructure
 from zoft.tuner.pertnn import PertNN
 
-_SIGMA, _SCALE, _LOSSES = "tuner/sigma", "tuner/scale", "tuner/losses"
+#: Names in a method's state: σ as the networks gave it, ν·σ, and the last losses.
+SIGMA, SCALE, LOSSES = "tuner/sigma", "tuner/scale", "tuner/losses"
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +55,7 @@ class BoundTuner:
     def init(self, blocks: Blocks) -> State:
         """σ = 1 and losses 0 before the first step, float32 on the CPU."""
         count = len(blocks)
-        return {_SIGMA: torch.ones(count), _SCALE: torch.ones(count), _LOSSES: torch.zeros(2)}
+        return {SIGMA: torch.ones(count), SCALE: torch.ones(count), LOSSES: torch.zeros(2)}
 
     def sigma(self, statistics: Tensor, losses: Tensor, previous: Tensor) -> Tensor:
         """σ [B] from block statistics [B, 2], the last losses [2] and the last σ [B]; differentiable."""
@@ -64,19 +65,19 @@ class BoundTuner:
     def begin(self, state: State, blocks: Blocks) -> None:
         """The step's σ and ν·σ from the blocks as they are now."""
         with torch.no_grad():
-            sigma = self.sigma(block_statistics(blocks), state[_LOSSES], state[_SIGMA])
+            sigma = self.sigma(block_statistics(blocks), state[LOSSES], state[SIGMA])
             sizes = effective_sizes(blocks, self.batch_size, self.normalization)
-            state[_SIGMA].copy_(sigma)
+            state[SIGMA].copy_(sigma)
             # Without a structure the squares are not touched, so that ν keeps its bits.
             spread = sigma if self.structure is None else sigma * self.structure.power.sqrt()
-            state[_SCALE].copy_(normalization(spread, sizes, self.normalization) * sigma)
+            state[SCALE].copy_(normalization(spread, sizes, self.normalization) * sigma)
 
     def scale(self, state: State, block: Block) -> float:
         """ν·σ_i of this step."""
-        return float(state[_SCALE][block.index])
+        return float(state[SCALE][block.index])
 
     def end(self, state: State, probes: Sequence[Probe]) -> None:
         """Keep the losses, averaged over the directions, for the next step's σ."""
         count = len(probes)
         plus, minus = sum(p.loss_plus for p in probes) / count, sum(p.loss_minus for p in probes) / count
-        state[_LOSSES].copy_(torch.tensor([plus, minus]))
+        state[LOSSES].copy_(torch.tensor([plus, minus]))
