@@ -173,7 +173,7 @@ def test_candidates_are_kept_failures_too_and_come_from_development_tasks(tmp_pa
     assert len(rows) == 1
     assert "| mine | planted / by hand | toy | 1 | given | 12 | " in page.read_text()
     content = json.loads(made.read_text())
-    content["views"][0]["standings"]["mine"] |= {"tasks": 1, "losses": 1, "reach": None, "log_ratio": None}
+    content["views"][0]["standings"]["mine"] |= {"tasks": 1, "losses": 1, "reach": None, "reach_runs": 2}
     made.write_text(json.dumps(content))
     assert len(candidates.add(made, "mine", "failed", result, page)) == 2
     assert "| 0 : 1 of 1 | – | – | not reached | " in page.read_text()
