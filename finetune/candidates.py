@@ -92,7 +92,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     ]
     for row in rows:
         for view in row["views"]:
-            reach = "–" if not view["tasks"] else _share(view["reach"])
+            reach = _share(view["reach"]) if view["reach_runs"] else "–"
             cells = (
                 row["candidate"],
                 " ".join(str(row["note"]).replace("|", "/").split()),

@@ -19,7 +19,7 @@ LABEL = "default"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 #: Settings that change no figure.
-_NO_MATTER = {"output_dir", "result", "page", "notes", "workers", "threads", "cache_bytes", "tensorboard"}
+_NO_MATTER = {"output_dir", "result", "page", "notes", "workers", "threads", "cache_bytes", "plots"}
 
 
 class EvidenceBase(Config):
@@ -63,6 +63,7 @@ class EvidenceConfig(Config):
     workers: int | None = Field(None, ge=1, description="Processes; by default one a core.")
     threads: int = Field(1, ge=1, description="Threads of every process.")
     cache_bytes: int | None = Field(None, ge=0, description="As in a comparison.")
+    plots: bool = Field(True, description="Whether every comparison draws its own plots besides the page's.")
     output_dir: str = Field("runs/evidence", description="Folder of the runs; a rerun goes on from what is there.")
     result: str = Field("docs/evidence.json", description="The figures.")
     page: str = Field("docs/evidence.md", description="The page that is made of them.")

@@ -77,7 +77,8 @@ class Standing:
         over: wins over every rival by itself.
         log_ratio: mean over tasks of log(test loss / the best rival's).
         metric: mean over tasks of the metric minus MeZO's; None without MeZO or metrics.
-        reach: median over tasks and runs of the forwards to MeZO's final loss, in parts of the budget.
+        reach: median over tasks and runs of the forwards to MeZO's final loss, in parts of the budget; of
+            ``reach_runs`` runs, None of none.
         diverged, runs: over all tasks, undecided ones too.
     """
 
@@ -88,6 +89,7 @@ class Standing:
     log_ratio: Interval | None
     metric: Interval | None
     reach: float | None
+    reach_runs: int
     diverged: int
     runs: int
 
@@ -123,6 +125,7 @@ def standing(
         log_ratio=over_tasks([log_ratios(mine, other) for mine, other in pairs]),
         metric=over_tasks([differences(mine.metric, other.metric, len(mine.seeds)) for mine, other in with_metric]),
         reach=median(shares),
+        reach_runs=len(shares),
         diverged=sum(cell.divergences for cell in cells),
         runs=sum(len(cell.loss) for cell in cells),
     )

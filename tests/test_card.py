@@ -156,3 +156,7 @@ def test_results_of_another_tuner_are_refused(compared: tuple[Path, Path], tmp_p
             a_tuner().with_results(tmp_path / "wrong.json")
     with pytest.raises(UsageError, match="cannot read"):
         a_tuner().with_results(tmp_path / "absent.json")
+    tuner, content = compared[0], json.loads(file.read_text())
+    content["methods"]["planted"]["tuners"] *= 2
+    with pytest.raises(UsageError, match="judged 2 tuners together, and a card is of one"):
+        Tuner.from_pretrained(tuner).with_results(content)

@@ -38,7 +38,7 @@ def values(folder: Path, **more: Any) -> dict[str, Any]:
         "bases": bases, "optimizers": ["mezo"], "budgets": [20], "seeds": 3, "selection_seeds": 1, "lr_start": 1e-2,
         "lr_reach": 14, "workers": 1, "eval_points": 4, "output_dir": str(folder / "runs"),
         "result": str(folder / "docs" / "evidence.json"), "page": str(folder / "docs" / "evidence.md"),
-        "notes": str(folder / "notes.md"),
+        "notes": str(folder / "notes.md"), "plots": False,
     }  # fmt: skip
     return {**fixed, **more}
 
@@ -173,10 +173,10 @@ def test_candidates_are_kept_failures_too_and_come_from_development_tasks(tmp_pa
     assert len(rows) == 1
     assert "| mine | planted / by hand | toy | 1 | given | 12 | " in page.read_text()
     content = json.loads(made.read_text())
-    content["views"][0]["standings"]["mine"] |= {"wins": 0, "losses": 1, "reach": None, "log_ratio": None}
+    content["views"][0]["standings"]["mine"] |= {"tasks": 1, "losses": 1, "reach": None, "reach_runs": 2}
     made.write_text(json.dumps(content))
     assert len(candidates.add(made, "mine", "failed", result, page)) == 2
-    assert "0 : 1 of 1 | – |" in page.read_text()
+    assert "| 0 : 1 of 1 | – | – | not reached | " in page.read_text()
     with pytest.raises(UsageError, match="alike are no development tasks"):
         candidates.add(tmp_path / "held" / "compare.json", "mine", "", result, page)
     with pytest.raises(UsageError, match="no tuner yours in this comparison; its tuners: mine"):

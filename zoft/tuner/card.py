@@ -100,6 +100,12 @@ def results_of(comparison: str | Path | Mapping[str, Any], digest: str) -> dict[
                 f"this tuner is not in the comparison; its tuners are {', '.join(tuners) or 'none'}",
                 "Compare this very tuner with `zoft compare --tuners NAME=FOLDER`.",
             )
+        together = len(methods[mine[0]].get("tuners", ()))
+        if together > 1:
+            raise UsageError(
+                f"the comparison judged {together} tuners together, and a card is of one",
+                "Compare this very tuner with `zoft compare --tuners NAME=FOLDER`.",
+            )
         config, control = content["config"], methods[mine[0]]["control"]
         others = [label for label in methods if label not in tuners]
         return {
