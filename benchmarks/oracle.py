@@ -4,7 +4,7 @@
 
 See finetune/oracle.py for what is searched and how. A run of 600 forward passes on the embedded base takes about 13 s
 of one core, so that a generation of 8 candidates on 3 tasks with one seed takes about 5 minutes, and the default
-search (15 generations, 4 tasks, MeZO's own search of the same size, and the reported runs) about 4.5 hours of one
+search (15 generations, 4 tasks, MeZO's own search of the same size, and the reported runs) about 4 hours of one
 core. --dry-run makes a few short runs and says what this search would take here. It can be interrupted; the same
 command goes on. Needs `pip install 'zoft[research]'`.
 """

@@ -12,7 +12,7 @@ from tests.compare_toys import Toy
 
 
 class Planted(nn.Module):
-    """Two matrices: ``useful`` decides the loss; ``useless`` is at its best, is large, and curves a hundred times more.
+    """Two matrices: ``useful`` decides the loss; ``useless`` is at its best, is large, and curves twice as much.
 
     Whatever moves ``useless`` only costs: the best scale of it is 0. With isotropic directions it bounds the
     learning rate.
@@ -24,7 +24,7 @@ class Planted(nn.Module):
         self.useless = nn.Parameter(torch.zeros(8, 8))
 
     def forward(self, noise: Tensor) -> Tensor:
-        return (self.useful + 0.1 * noise.view(2, 4)).square().mean() + 12.5 * self.useless.square().sum()
+        return (self.useful + 0.1 * noise.view(2, 4)).square().mean() + 0.25 * self.useless.square().sum()
 
 
 def planted_bench(base: str, tasks: Sequence[str], device: str = "cpu", dtype: str | None = None) -> Bench:
