@@ -78,8 +78,8 @@ def _row(content: Mapping[str, Any], label: str, note: str) -> dict[str, Any]:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The page: a row for every candidate, regime and budget, in the order in which they were tried."""
-    head = ("candidate", "what it is", "base", "tuner seeds", "regime", "forwards", "wins : losses of tasks")
-    head += ("log(loss / best rival's)", "metric over MeZO", "forwards to MeZO's loss", "diverged")
+    head = ["candidate", "what it is", "base", "tuner seeds", "regime", "forwards", "wins : losses of tasks"]
+    head += ["log(loss / best rival's)", "metric over MeZO", "forwards to MeZO's loss", "diverged"]
     lines = [
         "# Candidates",
         "",
