@@ -164,7 +164,9 @@ def test_interrupted_and_resumed_gives_the_bits_of_a_straight_run(kind: str, tmp
 
 
 def test_a_run_from_before_there_were_structures_is_still_this_run(tmp_path: Path) -> None:
-    settings = config("scales", structure="none", structure_vectors="isotropic", structure_storage="float16")
+    settings = config(
+        "scales", structure="none", structure_share=None, structure_vectors="isotropic", structure_storage="float16"
+    )
     tuner = meta_train(build(Net), [task()], settings, output_dir=tmp_path)
     file = tmp_path / "meta_train.json"
     content = json.loads(file.read_text())
