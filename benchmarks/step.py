@@ -108,7 +108,7 @@ def structured(model: nn.Module, kind: str, batch: int) -> BoundTuner:
     for block in blocks:
         moments.take(block, block.parameter)
     moments.commit()
-    return Tuner.untrained(model).structured(moments.structure()).bind(model, batch)
+    return Tuner.untrained(model).structured(moments.structure(0.5)).bind(model, batch)
 
 
 def prepared(name: str) -> tuple[nn.Module, Tensor]:

@@ -179,7 +179,7 @@ class Runner:
         test_zero = self._at_zero(spec, "test", spec.test_examples) if spec.test else {}
         method = build_method(spec, self.bench.model)
         curve, steps, skipped = self._train(spec, method, validation_zero)
-        validation_loss = curve[-1][1] if steps == spec.forwards // method.forwards else math.nan
+        validation_loss = curve[-1][1] if steps == method.steps_within(spec.forwards) else math.nan
         test = self._evaluate(spec, "test", spec.test_examples) if spec.test else {}
         metrics = [name for name in test if name != "loss"]
         judged = (test["loss"], test_zero["loss"]) if spec.test else (validation_loss, validation_zero)
@@ -187,7 +187,7 @@ class Runner:
             "key": spec.key,
             "settings": spec.settings,
             "steps": steps,
-            "forwards": steps * method.forwards,
+            "forwards": method.forwards_in(steps),
             "skipped_steps": skipped,
             "zero_shot": {"validation_loss": _finite(validation_zero), **_renamed(test_zero)},
             "validation_loss": _finite(validation_loss),
@@ -216,7 +216,7 @@ class Runner:
             noise = CachedNoise(spec.noise, self._keep_bytes, self._cache)
             batches = cached_batches(task, spec.batch_size, spec.seed, self._cache)
         optimizer = ZerothOrder(self.bench.model, method, seed=spec.seed, noise=noise)
-        steps = spec.forwards // method.forwards
+        steps = method.steps_within(spec.forwards)
         marks = {round(steps * point / spec.eval_points) for point in range(1, spec.eval_points + 1)}
         curve, losses, skipped, in_a_row = [(0, zero, math.nan)], [], 0, 0
         for step, batch in zip(range(1, steps + 1), batches, strict=False):
@@ -225,10 +225,10 @@ class Runner:
             skipped += result.skipped
             in_a_row = in_a_row + 1 if result.skipped else 0
             if in_a_row == GIVE_UP:
-                curve.append((step * method.forwards, math.nan, math.nan))
+                curve.append((method.forwards_in(step), math.nan, math.nan))
                 return curve, step, skipped
             if step in marks:
-                curve.append((step * method.forwards, self._validation(spec), _mean(losses)))
+                curve.append((method.forwards_in(step), self._validation(spec), _mean(losses)))
                 losses = []
         return curve, steps, skipped
 

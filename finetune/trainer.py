@@ -168,8 +168,9 @@ class ZOTrainerMixin(CheckpointsWithoutPickles):
         self.last_lr = float(self._zeroth_order.param_groups[0]["lr"])
 
         self.last = result = self._zeroth_order.step_on(Objective(model, loss, batches, self.zo_held))
-        self.forwards += self.zo_method.forwards
-        self.audits += result.forwards - self.zo_method.forwards
+        planned = self.zo_method.plan_at(result.probes[0].key.step).forwards(self.zo_method.directions)
+        self.forwards += planned
+        self.audits += result.forwards - planned
         self.skipped += result.skipped
         self._watch(result)
         if self._stop_requested or self._lost_in_a_row >= self._zo_patience:

@@ -102,8 +102,12 @@ class MetaTrainConfig(Config):
         description="Learned structure within the blocks, from second moments of the gradients along the trajectories:"
         " none, row and column scales of every matrix, or a low rank.",
     )
-    structure_share: float = Field(
-        0.5, ge=0, le=1, description="Share a of the learned part in each block's covariance; the rest is isotropic."
+    structure_share: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Share a of the learned part in each block's covariance; empty: so much that it meets as much"
+        " curvature as the isotropic rest.",
     )
     structure_rank: int | None = Field(
         None,
@@ -130,6 +134,12 @@ class MetaTrainConfig(Config):
     structure_storage: Literal["float16", "float32"] = Field(
         "float16", description="How the structure is stored: half the bytes, or exactly."
     )
+    step_size: Literal["none", "curvature"] = Field(
+        "none",
+        description="Step-size head: none, or a learning rate that follows the curvature measured by an occasional"
+        " third forward.",
+    )
+    step_size_every: int = Field(10, ge=1, le=2**20, description="Steps between two of its forwards.")
     save_every: int = Field(200, ge=1, description="Steps between checkpoints.")
     log_every: int = Field(10, ge=1, description="Steps between reports.")
     keep_noise_mib: int = Field(

@@ -48,7 +48,6 @@ class LearnedStep:
     """
 
     directions = 1
-    plan = Plan()
 
     def __init__(
         self,
@@ -83,6 +82,14 @@ class LearnedStep:
     def epsilon_at(self, step: int) -> float:
         """The same ε at every step."""
         return self._epsilon
+
+    def plan_at(self, step: int) -> Plan:
+        """The losses at ±ε."""
+        return Plan()
+
+    def rate(self, state: State, probes: Sequence[Probe]) -> float:
+        """The learning rate as it is."""
+        return 1.0
 
     def begin(self, state: State, blocks: Blocks) -> None:
         """σ and ν·σ of this step, with their graph in ``sigmas`` and ``scales``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from meta_train import checkpoint, report
 from meta_train.config import MetaTrainConfig
-from meta_train.edge import edge_rate
+from meta_train.edge import EDGE, edge_rate
 from meta_train.feed import Feed, derived_seed
 from meta_train.lookahead import LearnedStep, Lookahead, look_ahead, restored
 from meta_train.meta_gradient import closed_form, into_networks
@@ -30,6 +30,7 @@ from zoft.tasks.base import Task
 from zoft.tuner.artifact import Tuner
 from zoft.tuner.bound import BoundTuner
 from zoft.tuner.config import Recommended
+from zoft.tuner.step_rule import StepRuleConfig
 from zoft.tuner.structure import Structure, described
 
 Resume = bool | Literal["auto"]
@@ -290,20 +291,42 @@ class _Run:
             for block in self.blocks:
                 block.parameter.copy_(tensors[f"weights/{block.name}"])
 
-    def _structure(self) -> tuple[Structure | None, float]:
-        """The learned structure, and the rate at the edge for directions like that; the lookahead's without one."""
-        if self.moments is None:
-            return None, self.lookahead_lr
-        config, structure = self.config, self.moments.structure()
-        said = f"structure: {described(structure.config, structure.shapes)}"
-        report.note(self.reporter, f"{said}; {structure.nbytes / model_bytes(self.blocks):.2%} of this model's bytes")
-        bound = structure.bind(self.blocks.names, self.blocks.shapes)
+    def _parts(self) -> tuple[Structure | None, StepRuleConfig | None, float]:
+        """The learned structure, the step-size head, and the rate at the edge for directions like that."""
+        config = self.config
+        if self.moments is None and config.step_size == "none":
+            return None, None, self.lookahead_lr
         noise = get_noise(config.noise)
-        edges = [
-            edge_rate(self.perturber, self.model, self.tasks, config.batch_size, noise, config.seed, each)
-            for each in (None, bound)
-        ]
-        return structure, self.lookahead_lr * edges[1] / edges[0]
+
+        def edge(structure: Structure | None) -> float:
+            bound = structure.bind(self.blocks.names, self.blocks.shapes) if structure is not None else None
+            return edge_rate(self.perturber, self.model, self.tasks, config.batch_size, noise, config.seed, bound)
+
+        plain = edge(None)
+        structure = self._structure(plain, edge) if self.moments is not None else None
+        mine = edge(structure) if structure is not None else plain
+        rule = None
+        if config.step_size != "none":
+            rule = StepRuleConfig(kind=config.step_size, curvature=EDGE / mine, every=config.step_size_every)
+        return structure, rule, self.lookahead_lr * mine / plain
+
+    def _structure(self, plain: float, edge: Callable[[Structure], float]) -> Structure:
+        """The structure with its share: the one given, or the balanced one, (1 − a)·T(I) = a·T(L) for curvatures T.
+
+        T is the inverse of a rate at the edge, and that of S = (1 − a)·I + a·L is (1 − a)·T(I) + a·T(L).
+        """
+        if self.moments is None:
+            raise ValueError("no structure is learned")
+        share = self.config.structure_share
+        if share is None:
+            both = 1 / edge(self.moments.structure(0.5))
+            learned = max(2 * both - 1 / plain, 0.01 / plain)  # an estimate of a difference, which may be negative
+            share = 1 / (1 + learned * plain)
+        structure = self.moments.structure(share)
+        said = f"structure: {described(structure.config, structure.shapes)}"
+        part = structure.nbytes / model_bytes(self.blocks)
+        report.note(self.reporter, f"{said}, {part:.2%} of this model's bytes; learned share {share:.3g}")
+        return structure
 
     def finish(self) -> Tuner:
         """The tuner with its provenance, written to the folder."""
@@ -317,7 +340,7 @@ class _Run:
             "versions": report.versions(),
             "curve": report.thinned(self.curve),
         }
-        structure, edge = self._structure()
+        structure, rule, edge = self._parts()
         if structure is not None:
             provenance["structure"] = {
                 "gradients": self.moments.count if self.moments is not None else 0,
@@ -327,7 +350,7 @@ class _Run:
             }
         lr = config.recommended_lr or edge / 4
         recommended = Recommended(lr=lr, epsilon=config.epsilon, batch_size=config.batch_size)
-        tuner_config = self.tuner.config.model_copy(update={"recommended": recommended})
+        tuner_config = self.tuner.config.model_copy(update={"recommended": recommended, "step_rule": rule})
         self.tuner.network.requires_grad_(False)
         tuner = Tuner(tuner_config, self.tuner.network, provenance).structured(structure)
         if self.folder is not None:

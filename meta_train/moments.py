@@ -110,10 +110,10 @@ class Moments:
         for name, sum_ in self._sums.items():
             sum_.copy_(state[name])
 
-    def structure(self) -> Structure:
-        """The structure that the moments say. A block that had no gradient stays isotropic, at share 0."""
+    def structure(self, share: float) -> Structure:
+        """The structure that the moments say, with that share a. A block that had no gradient has the share 0."""
         energy = self._sums["energy"]
-        share = torch.where(energy > 0, self._config.structure_share, 0.0).float()
+        shares = torch.where(energy > 0, share, 0.0).float()
         factors = {}
         for block in self._blocks:
             part, shapes = part_of(self.settings, block.shape), factor_shapes(self.settings, block.shape)
@@ -125,7 +125,7 @@ class Moments:
                 left, right = (self._factor(block, side, shape) for side, shape in zip(_SIDES, shapes, strict=True))
             factors[block.name] = (left.to(self.settings.dtype), right.to(self.settings.dtype))
         names, sizes = tuple(self._blocks.names), tuple(self._blocks.shapes)
-        return Structure(self.settings, names, sizes, share, self._weights(energy), factors)
+        return Structure(self.settings, names, sizes, shares, self._weights(energy), factors)
 
     def _weights(self, energy: Tensor) -> Tensor:
         """ω_i ∝ (the block's mean energy)^q, with Σ d_i·ω_i = Σ d_i."""

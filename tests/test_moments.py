@@ -56,7 +56,16 @@ def task(name: str = "sum", after: int | None = None) -> FunctionTask:
 
 def config(kind: str, **changes: Any) -> MetaTrainConfig:
     """A short run."""
-    return MetaTrainConfig(**{"steps": 6, "lookahead_lr": 1e-3, "lookahead_steps": 2, **STRUCTURED[kind], **changes})
+    return MetaTrainConfig(
+        **{
+            "steps": 6,
+            "lookahead_lr": 1e-3,
+            "lookahead_steps": 2,
+            "structure_share": 0.5,
+            **STRUCTURED[kind],
+            **changes,
+        }
+    )
 
 
 def gradients(blocks: Blocks, count: int) -> list[dict[str, torch.Tensor]]:
@@ -91,7 +100,7 @@ def test_moments_are_the_means_over_gradients_of_norm_1(monkeypatch: pytest.Monk
             matrix = made["used.weight"].numpy()
             left, right = left + matrix @ matrix.T / total, right + matrix.T @ matrix / total
             energy += [float(made[name].square().sum()) / total for name in blocks.names]
-        structure = moments.structure()
+        structure = moments.structure(0.5)
         assert moments.count == 8
         sizes = np.array([block.numel for block in blocks])
         weight = (energy / sizes) ** 0.5
@@ -116,7 +125,7 @@ def test_moments_are_the_means_over_gradients_of_norm_1(monkeypatch: pytest.Monk
                         sketched.take(block, made[block.name].float())
                     sketched.discard() if number == 4 else sketched.commit()
                 side = 0 if whole is left else 1
-                again = sketched.structure().factors["used.weight"][side].double().numpy()
+                again = sketched.structure(0.5).factors["used.weight"][side].double().numpy()
                 np.testing.assert_allclose(again @ again.T, expected, rtol=0.01, atol=1e-3)
                 monkeypatch.undo()
 
@@ -155,7 +164,9 @@ def test_interrupted_and_resumed_gives_the_bits_of_a_straight_run(kind: str, tmp
 
 
 def test_a_run_from_before_there_were_structures_is_still_this_run(tmp_path: Path) -> None:
-    settings = config("scales", structure="none", structure_vectors="isotropic", structure_storage="float16")
+    settings = config(
+        "scales", structure="none", structure_share=None, structure_vectors="isotropic", structure_storage="float16"
+    )
     tuner = meta_train(build(Net), [task()], settings, output_dir=tmp_path)
     file = tmp_path / "meta_train.json"
     content = json.loads(file.read_text())
@@ -177,3 +188,16 @@ def test_the_rank_is_the_largest_within_2_percent() -> None:
     model = build(lambda: nn.Linear(800, 500, bias=False))
     found = Moments(config("low-rank", structure_rank=None, structure_storage="float16"), Blocks.of(model)).settings
     assert found.rank == int(0.02 * 4 * 800 * 500 / (2 * 1300))
+
+
+def test_the_share_is_balanced_where_none_is_given() -> None:
+    """At a balanced share the learned part has half of the curvature: the edge is half of plain noise's."""
+    tuner = meta_train(build(Net), [task()], config("scales", structure_share=None))
+    assert tuner.structure is not None
+    share = float(tuner.structure.share[0])
+    alone = meta_train(build(Net), [task()], config("scales", structure_share=1.0))
+    curvatures = [1 / each.provenance["structure"]["edge_lr"] for each in (tuner, alone)]
+    plain = 1 / tuner.provenance["lookahead_lr"]
+    assert 0.05 < share < 0.5  # the learned part meets more
+    assert share * curvatures[1] == pytest.approx((1 - share) * plain, rel=0.25)
+    assert curvatures[0] == pytest.approx(2 * (1 - share) * plain, rel=0.25)

@@ -95,13 +95,13 @@ class Method(Protocol):
 
     Attributes:
         directions: how many directions a step averages over.
-        plan: what a step measures.
     """
 
     @property
     def directions(self) -> int: ...
-    @property
-    def plan(self) -> Plan: ...
+
+    def plan_at(self, step: int) -> Plan:
+        """What a step measures."""
 
     def epsilon_at(self, step: int) -> float:
         """The perturbation scale ε of a step."""
@@ -117,6 +117,9 @@ class Method(Protocol):
 
     def proposal(self, state: State, span: Span, theta: Tensor, draws: Sequence[Draw], lr: float) -> Tensor:
         """The increment whose multiples are the plan's trials; leaves ``state`` as it is."""
+
+    def rate(self, state: State, probes: Sequence[Probe]) -> float:
+        """What multiplies the learning rate in the step of ``probes``; leaves ``state`` as it is."""
 
     def update(self, state: State, span: Span, theta: Tensor, draws: Sequence[Draw], lr: float) -> Tensor:
         """Increment of θ over ``span``, float32; updates the span's part of ``state``."""
@@ -176,7 +179,7 @@ def zo_step(
     probes = _measure(method, state, blocks, perturber, objective, noise, key, reduce)
     if not all(probe.finite for probe in probes):
         return StepResult(probes, True, objective.calls - calls)
-    if method.plan.trials:
+    if method.plan_at(key.step).trials:
         probes = _try(method, state, perturber, objective, noise, probes, lr, reduce)
     forwards = objective.calls - calls
     with uninterrupted():
@@ -193,8 +196,9 @@ def apply_update(
     lr: float | Callable[[Block], float],
 ) -> None:
     """The update that ``probes`` determine: θ and ``state`` after the step, without a forward pass."""
+    factor = method.rate(state, probes)
     for block in blocks:
-        rate = lr(block) if callable(lr) else lr
+        rate = factor * (lr(block) if callable(lr) else lr)
         values = block.parameter.data
         flat = values if values.is_contiguous() else values.contiguous()
         for span in spans(block):
@@ -224,7 +228,7 @@ def _measure(
     key: Key,
     reduce: Reduce | None,
 ) -> tuple[Probe, ...]:
-    plan, epsilon = method.plan, method.epsilon_at(key.step)
+    plan, epsilon = method.plan_at(key.step), method.epsilon_at(key.step)
     keys = [key._replace(draw=draw) for draw in range(method.directions)]
     losses: list[float] = [objective()] if plan.zero and not plan.derivative else []
     for at in keys:
@@ -282,13 +286,15 @@ def _try(
 ) -> tuple[Probe, ...]:
     """The probes with the losses at the plan's multiples of the proposed step."""
 
+    factor, plan = method.rate(state, probes), method.plan_at(probes[0].key.step)
+
     def shift(multiple: int, span: Span) -> Tensor:
-        rate = lr(span.block) if callable(lr) else lr
+        rate = factor * (lr(span.block) if callable(lr) else lr)
         flat = span.block.parameter.data.contiguous()
         draws = [(method.draw(noise, probe.key, span), probe) for probe in probes]
         return method.proposal(state, span, span.of(flat), draws, rate).mul_(multiple)
 
-    losses = [perturber.evaluate(partial(shift, multiple), objective) for multiple in method.plan.trials]
+    losses = [perturber.evaluate(partial(shift, multiple), objective) for multiple in plan.trials]
     if reduce is not None:
         losses = reduce(losses)
     return tuple(replace(probe, trials=tuple(losses)) for probe in probes)

@@ -14,6 +14,7 @@ Parts call ``super()``, so a class that inherits from a direction and from an up
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -77,6 +78,10 @@ class ZOOptimizer(Config):
     def _possible(self) -> Self:
         if self.estimator in self.refuses:
             raise ValueError(f"{self.name} cannot use the estimator {self.estimator}: {self.refuses[self.estimator]}")
+        if self.tuner is not None and self.tuner.step_rule is not None and self.estimator != "central":
+            raise ValueError(
+                f"the tuner's step-size head needs the losses on both sides, and the estimator is {self.estimator}"
+            )
         for name in type(self).model_fields:
             if not name.endswith("_schedule"):
                 continue
@@ -101,8 +106,34 @@ class ZOOptimizer(Config):
 
     @property
     def forwards(self) -> int:
-        """Forward passes a step, audits of the model's structure aside; a derivative counts as two."""
+        """Forward passes a step, audits of the model's structure aside; a derivative counts as two.
+
+        With a tuner's step-size head a few steps need one more; :meth:`forwards_in` counts them.
+        """
         return self.plan.forwards(self.directions)
+
+    def plan_at(self, step: int) -> Plan:
+        """What a step measures: :attr:`plan`, and now and then the loss at θ for a tuner's step-size head."""
+        rule = self.tuner.step_rule if self.tuner else None
+        return replace(self.plan, zero=True) if rule is not None and rule.measures(step) else self.plan
+
+    def forwards_in(self, steps: int) -> int:
+        """Forward passes of the first ``steps`` steps."""
+        rule = self.tuner.step_rule if self.tuner else None
+        more = rule.forwards(steps) if rule is not None and not self.plan.zero else 0
+        return steps * self.forwards + more
+
+    def steps_within(self, forwards: int) -> int:
+        """The most steps with no more than so many forward passes."""
+        steps = forwards // self.forwards
+        while self.forwards_in(steps) > forwards:
+            steps -= 1
+        return steps
+
+    def rate(self, state: State, probes: Sequence[Probe]) -> float:
+        """What multiplies the learning rate in the step of ``probes``: 1 without a step-size head."""
+        rule = self.tuner.step_rule if self.tuner else None
+        return rule.rate(state, probes) if rule is not None else 1.0
 
     def epsilon_at(self, step: int) -> float:
         """The perturbation scale ε of a step."""

@@ -137,6 +137,7 @@ class Tuner:
             batch_size or self.config.recommended.batch_size,
             found.notes,
             self.structure.bind(found.names, found.shapes) if self.structure is not None else None,
+            self.config.step_rule,
         )
 
     @property
@@ -146,6 +147,8 @@ class Tuner:
         config = self.config.model_dump(mode="json", include=parts)
         digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
         digest.update(weights_hash(self.network).encode())
+        if self.config.step_rule is not None:
+            digest.update(json.dumps(self.config.step_rule.to_dict(), sort_keys=True).encode())
         if self.structure is not None:
             digest.update(json.dumps(self.structure.config.to_dict(), sort_keys=True).encode())
             self.structure.digest(digest)

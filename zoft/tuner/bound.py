@@ -15,6 +15,7 @@ from zoft.tuner.features import FeatureConstants, block_statistics, features
 from zoft.tuner.normalization import NormalizationConfig, effective_sizes, normalization
 from zoft.tuner.parts import BoundStructure
 from zoft.tuner.pertnn import PertNN
+from zoft.tuner.step_rule import StepRuleConfig
 
 #: Names in a method's state: σ as the networks gave it, ν·σ, and the last losses.
 SIGMA, SCALE, LOSSES = "tuner/sigma", "tuner/scale", "tuner/losses"
@@ -34,6 +35,7 @@ class BoundTuner:
         batch_size: examples a step, which the effective size of embeddings depends on.
         notes: what binding had to note, such as a resized vocabulary.
         structure: S_i of every block; None is I.
+        step_rule: the step-size head; None leaves the learning rate as it is.
     """
 
     network: PertNN
@@ -42,6 +44,7 @@ class BoundTuner:
     batch_size: int = 16
     notes: tuple[str, ...] = ()
     structure: BoundStructure | None = None
+    step_rule: StepRuleConfig | None = None
 
     def check(self, blocks: Blocks) -> None:
         """Raise a UsageError if the tuner was bound to another number of trainable blocks."""
@@ -55,7 +58,8 @@ class BoundTuner:
     def init(self, blocks: Blocks) -> State:
         """σ = 1 and losses 0 before the first step, float32 on the CPU."""
         count = len(blocks)
-        return {SIGMA: torch.ones(count), SCALE: torch.ones(count), LOSSES: torch.zeros(2)}
+        state = {SIGMA: torch.ones(count), SCALE: torch.ones(count), LOSSES: torch.zeros(2)}
+        return state | (self.step_rule.init() if self.step_rule is not None else {})
 
     def sigma(self, statistics: Tensor, losses: Tensor, previous: Tensor) -> Tensor:
         """σ [B] from block statistics [B, 2], the last losses [2] and the last σ [B]; differentiable."""
@@ -77,7 +81,9 @@ class BoundTuner:
         return float(state[SCALE][block.index])
 
     def end(self, state: State, probes: Sequence[Probe]) -> None:
-        """Keep the losses, averaged over the directions, for the next step's σ."""
+        """Keep the losses, averaged over the directions, for the next step's σ, and what the step-size head keeps."""
         count = len(probes)
         plus, minus = sum(p.loss_plus for p in probes) / count, sum(p.loss_minus for p in probes) / count
         state[LOSSES].copy_(torch.tensor([plus, minus]))
+        if self.step_rule is not None:
+            self.step_rule.end(state, probes)

@@ -13,6 +13,7 @@ from zoft.noise import GaussianTable
 from zoft.tuner.features import FeatureConstants
 from zoft.tuner.normalization import NormalizationConfig
 from zoft.tuner.pertnn import NetworkConfig
+from zoft.tuner.step_rule import StepRuleConfig
 from zoft.tuner.structure import StructureConfig
 
 #: Version of the layout on disk, apart from the package's. A zoft that reads a format reads it for good.
@@ -59,6 +60,10 @@ class Recommended(Config):
     batch_size: int = Field(16, ge=1, le=2**31, description="Examples a step.")
 
 
+#: Sections that a tuner may lack.
+_PARTS = ("structure", "step_rule")
+
+
 class TunerConfig(Config):
     """tuner_config.json."""
 
@@ -75,11 +80,12 @@ class TunerConfig(Config):
         None, description="The learned structure within the blocks; absent where there is none."
     )
     recommended: Recommended = Field(Recommended(), description="Settings to fine-tune with.")
+    step_rule: StepRuleConfig | None = Field(
+        None, description="The step-size head: how the learning rate follows the curvature; absent where it does not."
+    )
     weights_sha256: str | None = Field(None, description=f"Hash of {WEIGHTS_FILE}; filled in when it is written.")
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able values; without a structure its key is left out, as before there were any."""
+        """JSON-able values; parts that the tuner does not have are left out, as before there were any."""
         content = super().to_dict()
-        if content["structure"] is None:
-            del content["structure"]
-        return content
+        return {key: value for key, value in content.items() if value is not None or key not in _PARTS}

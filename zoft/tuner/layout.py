@@ -23,7 +23,7 @@ from zoft.errors import ArtifactError
 from zoft.noise import NOISES
 from zoft.tuner.config import CONFIG_FILE, FORMAT, PROVENANCE_FILE, WEIGHTS_FILE, BlockTable, TunerConfig
 from zoft.tuner.pertnn import weight_shapes
-from zoft.tuner.structure import Structure, StructureConfig, stored_tensors
+from zoft.tuner.structure import Structure, stored_tensors
 
 #: The largest files that are read, in bytes; real ones are a hundred times smaller.
 LARGEST = {CONFIG_FILE: 4 * 2**20, PROVENANCE_FILE: 8 * 2**20, WEIGHTS_FILE: 256 * 2**20, "README.md": 2**20}
@@ -139,7 +139,7 @@ def read_config(file: Path) -> TunerConfig:
     if len(unknown) > _MOST_WARNINGS:
         warnings.warn(f"{file.name}: {len(unknown) - _MOST_WARNINGS} more unknown keys are ignored", stacklevel=4)
     _check_blocks(file, config.blocks)
-    _check_structure(file, content, config)
+    _check_parts(file, content, config)
     for text in (config.base_model_name_or_path, config.base_model_revision or "", config.zoft_version):
         if not _is_name(text) and text:
             raise ArtifactError(f"{file}: {short(text)} is no name of a base or a version", _AGAIN)
@@ -185,14 +185,14 @@ def _check_blocks(file: Path, table: BlockTable) -> None:
         raise ArtifactError(f"{file}: the signature is not that of the names and shapes", _AGAIN)
 
 
-def _check_structure(file: Path, content: Mapping[str, Any], config: TunerConfig) -> None:
-    """A structure states everything, and is for blocks of known shapes."""
-    if config.structure is None:
-        return
-    lacking = [key for key in StructureConfig.model_fields if key not in content["structure"]]
-    if lacking:
-        raise ArtifactError(f"{file} does not state structure.{lacking[0]}", _AGAIN)
-    if None in config.blocks.shapes:
+def _check_parts(file: Path, content: Mapping[str, Any], config: TunerConfig) -> None:
+    """The parts that a tuner may have state everything, and a structure is for blocks of known shapes."""
+    sections = {"structure": config.structure, "step_rule": config.step_rule}
+    for section, part in sections.items():
+        lacking = [key for key in type(part).model_fields if key not in content[section]] if part is not None else []
+        if lacking:
+            raise ArtifactError(f"{file} does not state {section}.{lacking[0]}", _AGAIN)
+    if config.structure is not None and None in config.blocks.shapes:
         raise ArtifactError(f"{file} has a structure for blocks without shapes", _AGAIN)
 
 

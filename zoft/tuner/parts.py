@@ -18,7 +18,7 @@ NOISE_PART = 16
 
 #: Entries of the rows that are multiplied at once. The tiles are the same whatever span is asked for, so that no
 #: entry depends on how a block is cut.
-_TILE = 1 << 15
+_TILE = 1 << 17
 
 
 #: Scales of so many entries are kept whole, which small models gain from; those of others are made chunk by chunk.

@@ -46,6 +46,7 @@ def describe(tuner: Tuner, name: str, sigma: Tensor) -> dict[str, Any]:
         "network": config.network.to_dict(),
         "normalization": config.normalization.to_dict(),
         "structure": _structure(tuner, shapes),
+        "step size": config.step_rule.to_dict() if config.step_rule is not None else None,
         "noise": f"{config.noise.kind} version {config.noise.version}",
         "recommended": {
             "lr": recommended.lr if recommended.lr is not None else "not determined",
