@@ -35,7 +35,8 @@ def run(config_file: str | None, dry_run: bool, quiet: bool, debug: bool, **valu
     config = flags.build(OracleConfig, "oracle", config_file, flags.given(values, OracleConfig))
     click.echo(config.to_yaml().rstrip())
     console.quieten(debug, quiet)
-    from finetune.oracle import cost, run_oracle
+    from finetune.oracle import run_oracle
+    from finetune.oracle_cost import cost
 
     if dry_run:
         for line in cost(config):

@@ -178,13 +178,13 @@ class Plan:
         runs = 0
         for generation in range(config.generations):
             asked = strategy.ask()
-            candidates = [self._decoded(vector) for vector in asked]
+            candidates = [self.decoded(vector) for vector in asked]
             seeds = config.generation_seeds(generation)
             values = yield from self.scores(candidates, seeds)
             strategy.tell(asked, values)
             tried.update(zip(candidates, values, strict=True))
             runs += len(candidates) * len(seeds) * len(config.tasks)
-            mean = self._decoded(strategy.result.xfavorite)
+            mean = self.decoded(strategy.result.xfavorite)
             trail.append(_generation(generation, candidates, values, mean, float(strategy.sigma)))
             self._say(_line(trail[-1], config.generations))
         best = sorted(tried, key=lambda candidate: tried[candidate])
@@ -220,7 +220,8 @@ class Plan:
         records = yield self.specs(chosen, config.reported_seeds, reported=True)
         return Found(chosen, found.values[found.best], runs, trail, records)
 
-    def _decoded(self, vector: Sequence[float]) -> Candidate:
+    def decoded(self, vector: Sequence[float]) -> Candidate:
+        """The candidate of a vector of the search: rounded coordinates, and log(lr / lr_start) at the end."""
         *coordinates, log_lr = (round(float(value), DECIMALS) for value in vector)
         return Candidate(tuple(coordinates), float(f"{self.config.lr_start * math.exp(log_lr):.6g}"))
 
@@ -299,32 +300,6 @@ def prepared(config: OracleConfig, factory: BenchFactory) -> tuple[OracleConfig,
     return config, bench, arguments
 
 
-def cost(config: OracleConfig, *, factory: BenchFactory = language_model_bench) -> list[str]:
-    """What a search would cost, in a few lines: numbers of runs, and hours by two short runs made now on each task."""
-    config, bench, _ = prepared(config, factory)
-    plan, runner = Plan(config, bench, print), Runner(bench, config.keep_bytes, config.threads)
-    short = config.model_copy(update={"forwards": 20}), config.model_copy(update={"forwards": 80})
-    center = plan._decoded([*plan.space.start, 0.0])
-    seconds = 0.0
-    for at in range(len(config.tasks)):
-        specs = [Plan(each, bench, print).specs(center, [config.seed])[at] for each in (short[0], *short)]
-        _, less, more = (float(runner(spec)["seconds"]) for spec in specs)
-        slope = max(more - less, 0.0) / 60
-        seconds += less + slope * (config.forwards - 20)
-    each = config.generations * config.population * config.candidate_seeds
-    runs = 2 * (config.searching_runs + config.seeds)
-    workers = config.workers or _cores(config)
-    return [
-        f"search {config.search}: {len(plan.space.names)} coordinates ({', '.join(plan.space.names)}) and log lr",
-        f"{config.generations} generations of {config.population} on {', '.join(config.tasks)}: "
-        f"{each * len(config.tasks)} runs; finalists {config.finalists * config.final_seeds * len(config.tasks)}; "
-        f"MeZO about as many; reported {2 * config.seeds * len(config.tasks)}",
-        f"in all about {runs * len(config.tasks)} runs of {config.forwards} forward passes; one run takes "
-        f"{seconds / len(config.tasks):.1f} s here, now; with {workers} processes "
-        f"{runs * seconds / workers / 3600:.1f} hours",
-    ]
-
-
 def _strategy(space: SearchSpace, config: OracleConfig) -> Any:
     """CMA-ES with a random stream of its own."""
     try:
@@ -368,12 +343,13 @@ def _line(entry: dict[str, Any], generations: int) -> str:
     )
 
 
-def _cores(config: OracleConfig) -> int:
+def cores(config: OracleConfig) -> int:
+    """Processes of a search that does not say how many."""
     return len(os.sched_getaffinity(0)) if config.device == "cpu" else 1
 
 
 def _executor(config: OracleConfig, bench: Bench, factory: BenchFactory, arguments: tuple[Any, ...]) -> Executor:
-    count = config.workers or _cores(config)
+    count = config.workers or cores(config)
     if count == 1:
         return InProcess(Runner(bench, config.keep_bytes, config.threads))
     return Processes(count, runner_of, (factory, arguments, config.keep_bytes, config.threads))

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from benchmarks import oracle as script
 from finetune import oracle_report
 from finetune.compare_run import Bench, Runner, RunSpec
-from finetune.oracle import CEILING, FLOOR, Oracle, Plan, cost, log_ratio, run_oracle
+from finetune.oracle import CEILING, FLOOR, Candidate, Oracle, Plan, log_ratio, run_oracle
 from finetune.oracle_config import OracleConfig
+from finetune.oracle_cost import cost
 from finetune.oracle_spaces import SPACES, Scales, Share, depths, module_types
 from finetune.sweep import InProcess, Record, RunStore, drive
 from tests.compare_toys import Toy
@@ -394,3 +395,20 @@ def test_the_script_says_its_cost_and_names_wrong_flags(
 def test_every_space_is_registered_under_its_name() -> None:
     assert {name: space.name for name, space in SPACES.items()} == {name: name for name in SPACES}
     assert set(SPACES) == {"scales", "share"}
+
+
+def test_a_share_found_is_a_tuner_as_every_other(tmp_path: Path) -> None:
+    structures = pytest.importorskip("tests.structures")
+    bench = planted_bench("toy", ["dev"])
+    plain: Any = Tuner.untrained(bench.model)
+    plain.structured(structures.structure_for(bench.model, "scales")).save_pretrained(tmp_path / "tuner")
+    made = config(tmp_path, search="share", tuner=str(tmp_path / "tuner"), forwards=8)
+    plan = Plan(made, bench, quiet)
+    low, high = (Candidate((value,) * len(plan.space.names), 0.01) for value in (-2.0, 2.0))
+    specs = [plan.specs(candidate, [3])[0] for candidate in (low, high)]
+    assert specs[0].key != specs[1].key
+    records = [Runner(bench)(spec) for spec in specs]
+    assert records[0]["validation_loss"] != records[1]["validation_loss"]
+    again: Any = plan.space.tuner(low.coordinates or ())
+    again.save_pretrained(tmp_path / "found")
+    assert Tuner.from_pretrained(tmp_path / "found").digest == specs[0].tuner.digest
