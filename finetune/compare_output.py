@@ -220,7 +220,7 @@ class Output:
 
     def _legend(self, view: View) -> list[str]:
         config = self._config
-        steps = ", ".join(f"{method.label} {view.forwards // method.forwards}" for method in self._methods)
+        steps = ", ".join(f"{label} {self._steps(view, label)}" for label in self._labels)
         seeds = f"{config.selection_seeds} other seeds"
         chosen = {
             TUNED: f"√2 grid, chosen by the mean final validation loss of {seeds}.",
@@ -232,6 +232,10 @@ class Output:
             f"{view.forwards} forward passes a run, evaluations apart (steps: {steps}); batch {config.batch_size}, "
             f"ε {config.epsilon:g}. Learning rates: {chosen}"
         ]
+
+    def _steps(self, view: View, label: str) -> int:
+        """The steps that fit into the budget, as a run that did not give up made them."""
+        return max(record["steps"] for task in self._config.tasks for record in view.found[task, label].chosen.records)
 
     def _content(
         self, summaries: Sequence[Summary], crossed: Sequence[Mapping[str, Any]], verdict: str

@@ -24,7 +24,10 @@ Control = Callable[[Tuner, nn.Module, int], Tuner | str]
 
 
 def untrained(tuner: Tuner, model: nn.Module, seed: int) -> Tuner | str:
-    """The same networks at the initial values that the seed gives, without a structure: where meta-training began."""
+    """The same networks at the initial values that the seed gives, without a structure: where meta-training began.
+
+    What of the tuner is a rule and not learned, such as its normalisation, stays.
+    """
     network = PertNN(len(tuner.config.blocks.names), tuner.config.network, seed)
     return Tuner(tuner.structured(None).config, network)
 
