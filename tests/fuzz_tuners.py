@@ -1,6 +1,6 @@
 """Damaged and hostile tuners by the thousand: ``python -m tests.fuzz_tuners --count 20000 --seed 0``.
 
-Every case is a valid tuner (without a structure, with scales and with a low rank in turn) with one mutation, and a
+Every case is a valid tuner (a plain one, one with scales and one with a low rank in turn) with one mutation, and a
 function of the seed and its number (``--only NUMBER`` repeats one). It goes through the command line in this process
 (``zoft tuner show FOLDER``, or the conversion of a published file), and must end as a ``ZoftError`` with exit code 3
 or 4: no traceback, no more than 5 seconds of the processor (and a watchdog for what hangs without using it), no more
@@ -53,6 +53,7 @@ from zoft.tuner import NetworkConfig, Tuner
 from zoft.tuner.config import BlockTable
 from zoft.tuner.convert import convert
 from zoft.tuner.show import sigma_of
+from zoft.tuner.step_rule import StepRuleConfig
 
 SECONDS, BYTES = 5.0, 10**9
 
@@ -398,7 +399,10 @@ class Fuzzer:
         structures = (None, structure_for(self.model, "scales"), structure_for(self.model, "low-rank", rank=2))
         #: The files of valid tuners, one without and two with a structure, and what they compute with.
         self.folders = []
-        for tuner in map(plain.structured, structures):
+        rule = StepRuleConfig(curvature=300.0)
+        for structure in structures:
+            tuner = plain.structured(structure)
+            tuner.config = tuner.config.model_copy(update={"step_rule": rule if structure is not None else None})
             valid = tuner.save_pretrained(self.root / "valid")
             files = Plain({path.name: path.read_bytes() for path in valid.iterdir()})
             self.folders.append((files, tuner.digest))
