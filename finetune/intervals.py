@@ -81,8 +81,9 @@ def interval(values: ArrayLike, unit: Literal["columns", "rows"] = "columns") ->
     means = _resampled(table)
     quantile = student(units - 1)
     cut = int(_NORMAL.cdf(-math.sqrt(units / (units - 1)) * quantile) * RESAMPLES)
-    low = float(np.sort(np.where(np.isnan(means), -np.inf, means))[cut])
-    high = float(np.sort(np.where(np.isnan(means), np.inf, means))[RESAMPLES - 1 - cut])
+    unknown = np.isnan(means)
+    low = float(np.partition(np.where(unknown, -np.inf, means), cut)[cut])
+    high = float(np.partition(np.where(unknown, np.inf, means), RESAMPLES - 1 - cut)[RESAMPLES - 1 - cut])
     if np.isfinite(table).all():
         half = quantile * float(table.mean(0 if unit == "columns" else 1).std(ddof=1)) / math.sqrt(units)
         low, high = min(low, mean - half), max(high, mean + half)

@@ -132,7 +132,7 @@ class SelfTest:
 
 
 def self_test(
-    planted: int = 3, irrelevant: int = 8, tuners: int = 2, seeds: int = 10, sets: int = 1000, selection_seeds: int = 2
+    planted: int = 3, irrelevant: int = 6, tuners: int = 2, seeds: int = 10, sets: int = 1000, selection_seeds: int = 2
 ) -> SelfTest:
     """Run it.
 

@@ -189,13 +189,14 @@ def markdown(contests: Sequence[Contest], standings: Mapping[str, Standing]) -> 
     """A row for every tuner and task, then a sentence for every tuner; empty without tuners."""
     if not standings:
         return ""
-    lines = ["", "| tuner | task | best rival | loss − its | 95 % interval | |", "|---|---|---|---|---|---|"]
+    head = ["", "| tuner | task | best rival | loss − its | 95 % interval | |", "|---|---|---|---|---|---|"]
+    lines = head if contests else []
     for found in contests:
         ends = f"{_signed(found.difference.low)} … {_signed(found.difference.high)}"
         row = (found.label, found.task, found.rival, _signed(found.difference.mean), ends, found.outcome)
         lines.append("| " + " | ".join(row) + " |")
     lines.append("")
-    lines += [f"{sentence(label, found)}" for label, found in standings.items()]
+    lines += [sentence(label, found) for label, found in standings.items()]
     return "\n".join(lines) + "\n"
 
 
