@@ -64,7 +64,6 @@ class SearchedTuner(TunerSource):
         coordinates: in that space.
     """
 
-    untrained: bool = False
     space: str = ""
     coordinates: tuple[float, ...] = ()
 

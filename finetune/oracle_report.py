@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from finetune.compare_run import Bench
+from finetune.intervals import interval
 from finetune.oracle_config import OracleConfig
 from finetune.report import number, to_json
 from finetune.sweep import Record
@@ -20,24 +21,14 @@ if TYPE_CHECKING:
     from finetune.oracle import Found
     from finetune.oracle_spaces import SearchSpace
 
-#: Resamples of the bootstrap, and the seed that they are drawn with.
-RESAMPLES, SEED = 10_000, 0
-
 #: A loss that is not finite counts as so many times the zero-shot loss, as a diverged run does in the search.
 _DIVERGED = math.e
 
 
-def interval(values: Sequence[float]) -> dict[str, float]:
-    """The mean and the bootstrap's 95 % interval of the mean, by resampling seeds.
-
-    The deviations are enlarged by √(n / (n − 1)), because a resample's variance is too small by that factor.
-    """
-    table = np.asarray(values, dtype=np.float64)
-    count, mean = len(table), float(table.mean())
-    drawn = np.random.default_rng((SEED, count)).integers(count, size=(RESAMPLES, count))
-    away = (table[drawn].mean(1) - mean) * math.sqrt(count / (count - 1))
-    low, high = np.quantile(away, (0.025, 0.975)).tolist()
-    return {"mean": mean, "low": mean + low, "high": mean + high}
+def _interval(values: Sequence[float]) -> dict[str, float]:
+    """The mean over seeds and its 95 % interval, as every comparison's; see :mod:`finetune.intervals`."""
+    found = interval(values)
+    return {"mean": found.mean, "low": found.low, "high": found.high}
 
 
 def content(config: OracleConfig, bench: Bench, space: SearchSpace, found: Found, mezo: Found) -> dict[str, Any]:
@@ -62,7 +53,7 @@ def content(config: OracleConfig, bench: Bench, space: SearchSpace, found: Found
         },
         "mezo": {"lr": mezo.candidate.lr, "score": mezo.score, "search_runs": mezo.search_runs},
         "tasks": tasks,
-        "overall": {"log_ratio": differences, "interval": interval(differences)},
+        "overall": {"log_ratio": differences, "interval": _interval(differences)},
         "trail": found.trail,
         "mezo_trail": mezo.trail,
     }
@@ -127,7 +118,7 @@ def _task(oracle: Sequence[Record], mezo: Sequence[Record], chance: float | None
         "oracle": _method(oracle),
         "mezo": _method(mezo),
         "log_ratio": differences,
-        "interval": interval(differences),
+        "interval": _interval(differences),
         "wins": sum(value < 0 for value in differences),
     }
 

@@ -25,6 +25,7 @@ from finetune.oracle_spaces import SPACES, Scales, Share, depths, module_types
 from finetune.sweep import InProcess, Record, RunStore, drive
 from tests.compare_toys import Toy
 from tests.oracle_toys import frozen_bench, planted_bench
+from tests.structures import structure_for
 from tests.tiny import tiny_model
 from zoft.blocks import Blocks
 from zoft.errors import UsageError
@@ -358,15 +359,6 @@ def test_a_score_orders_runs_and_lets_none_outweigh_the_others() -> None:
     assert found[2] == pytest.approx(math.log(0.5))
 
 
-def test_the_interval_is_that_of_a_mean() -> None:
-    values = np.random.default_rng(0).normal(1.0, 2.0, 40)
-    found = oracle_report.interval(values.tolist())
-    half = 2.02 * values.std(ddof=1) / math.sqrt(40)
-    assert found["mean"] == pytest.approx(values.mean())
-    assert found["low"] == pytest.approx(values.mean() - half, abs=0.15 * half)
-    assert found["high"] == pytest.approx(values.mean() + half, abs=0.15 * half)
-
-
 def test_the_cost_is_said_beforehand(tmp_path: Path) -> None:
     lines = cost(config(tmp_path, generations=3, population=4, workers=2), factory=planted_bench)
     assert lines[0] == "search scales: 2 coordinates (useful, useless) and log lr"
@@ -398,10 +390,9 @@ def test_every_space_is_registered_under_its_name() -> None:
 
 
 def test_a_share_found_is_a_tuner_as_every_other(tmp_path: Path) -> None:
-    structures = pytest.importorskip("tests.structures")
     bench = planted_bench("toy", ["dev"])
     plain: Any = Tuner.untrained(bench.model)
-    plain.structured(structures.structure_for(bench.model, "scales")).save_pretrained(tmp_path / "tuner")
+    plain.structured(structure_for(bench.model, "scales")).save_pretrained(tmp_path / "tuner")
     made = config(tmp_path, search="share", tuner=str(tmp_path / "tuner"), forwards=8)
     plan = Plan(made, bench, quiet)
     low, high = (Candidate((value,) * len(plan.space.names), 0.01) for value in (-2.0, 2.0))
