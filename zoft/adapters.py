@@ -8,8 +8,8 @@ from __future__ import annotations
 import inspect
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from zoft.blocks import canonical_name
 from zoft.config import Config, nearest
 from zoft.errors import ArtifactError, IncompatibleError, UsageError
-from zoft.models import LoadedModel, without_bars
+from zoft.models import LoadedModel, initialised, without_bars
 
 #: The files of an adapter in PEFT's layout.
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -196,7 +196,7 @@ def with_adapter(base: LoadedModel, folder: Path) -> LoadedModel:
     remedy = "Use the base that it was trained on."
     try:
         learned = peft.PeftConfig.from_pretrained(str(folder)).is_prompt_learning
-        with _seeded(base.model, 0), warnings.catch_warnings(action="ignore"):
+        with _initialised(base.model, 0), warnings.catch_warnings(action="ignore"):
             # PEFT refuses to load a prefix for training; it is the same tensor either way.
             model = peft.PeftModel.from_pretrained(base.model, str(folder), is_trainable=not learned)
         with safe_open(folder / ADAPTER_WEIGHTS, "pt") as content:
@@ -238,7 +238,7 @@ def _adapted(loaded: LoadedModel, config: TrainableConfig, seed: int) -> LoadedM
         "prompt": lambda: peft.PromptTuningConfig(num_virtual_tokens=config.peft_tokens, **common),
     }
     try:
-        with _seeded(loaded.model, seed):
+        with _initialised(loaded.model, seed):
             model = peft.get_peft_model(loaded.model, settings[kind]())
             if kind in ("prefix", "prompt") and config.peft_init == "activations":
                 _start_from_tokens(model, kind, config.peft_tokens, loaded.tokenizer)
@@ -303,13 +303,8 @@ def _keep_positions(model: Any) -> None:
     base.register_forward_pre_hook(number, with_kwargs=True)
 
 
-@contextmanager
-def _seeded(model: nn.Module, seed: int) -> Iterator[None]:
-    """Within: the global generators begin at ``seed``. After: as before."""
-    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield
+def _initialised(model: nn.Module, seed: int) -> AbstractContextManager[None]:
+    return initialised(seed, (parameter.device for parameter in model.parameters()))
 
 
 def _matcher(pattern: str) -> Callable[[str], bool]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -230,10 +230,22 @@ def new_causal_lm(config: Mapping[str, Any], seed: int) -> nn.Module:
     for key in config:
         if key not in known:
             raise UsageError(unknown("field of LlamaConfig", key, sorted(known)))
-    # transformers initialises with the default CPU generator, so that one is set and put back.
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with initialised(seed):
         return LlamaForCausalLM(LlamaConfig(**config)).eval()
+
+
+@contextmanager
+def initialised(seed: int, devices: Iterable[torch.device] = ()) -> Iterator[None]:
+    """Within: the generators that libraries draw initial weights from begin at ``seed``. After: as before.
+
+    transformers and PEFT know the global generators only. Those of the CPU and of ``devices`` are set, no others.
+    """
+    cuda = sorted({device.index or 0 for device in devices if device.type == "cuda"})
+    with torch.random.fork_rng(devices=cuda):
+        torch.default_generator.manual_seed(seed)
+        for index in cuda:
+            torch.cuda.default_generators[index].manual_seed(seed)
+        yield
 
 
 def context_length(model: nn.Module) -> int | None:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -23,6 +22,8 @@ from transformers import (
     Qwen2Config,
     Qwen2ForCausalLM,
 )
+
+from zoft.models import initialised
 
 #: Deviation of the initial weights.
 SPREAD = 0.08
@@ -57,8 +58,7 @@ class Kind:
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
         )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with initialised(seed):
             return self.model(config)
 
 
