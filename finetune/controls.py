@@ -16,8 +16,6 @@ from torch import Tensor, nn
 from zoft.blocks import Block, Blocks
 from zoft.step import Probe, State
 from zoft.tuner import BoundTuner, PertNN, Tuner
-from zoft.tuner.bound import SCALE, SIGMA
-from zoft.tuner.normalization import effective_sizes, normalization
 
 #: Makes a control's tuner from a tuner, the base and a seed, or says why there is none.
 Control = Callable[[Tuner, nn.Module, int], Tuner | str]
@@ -117,14 +115,9 @@ def derangement(count: int, seed: int) -> Tensor:
 class _PermutedBound(BoundTuner):
     order: Tensor | None = None
 
-    def begin(self, state: State, blocks: Blocks) -> None:
-        # The networks see their own last output, so that the state keeps σ as they gave it.
-        super().begin(state, blocks)
-        with torch.no_grad():
-            sigma = state[SIGMA][self.order]
-            sizes = effective_sizes(blocks, self.batch_size, self.normalization)
-            spread = sigma if self.structure is None else sigma * self.structure.power.sqrt()
-            state[SCALE].copy_(normalization(spread, sizes, self.normalization) * sigma)
+    def scales(self, sigma: Tensor, blocks: Blocks) -> Tensor:
+        # The state keeps σ as the networks gave it, because they see their own last output.
+        return super().scales(sigma[self.order], blocks)
 
 
 @dataclass(eq=False)

@@ -70,11 +70,15 @@ class BoundTuner:
         """The step's σ and ν·σ from the blocks as they are now."""
         with torch.no_grad():
             sigma = self.sigma(block_statistics(blocks), state[LOSSES], state[SIGMA])
-            sizes = effective_sizes(blocks, self.batch_size, self.normalization)
             state[SIGMA].copy_(sigma)
-            # Without a structure the squares are not touched, so that ν keeps its bits.
-            spread = sigma if self.structure is None else sigma * self.structure.power.sqrt()
-            state[SCALE].copy_(normalization(spread, sizes, self.normalization) * sigma)
+            state[SCALE].copy_(self.scales(sigma, blocks))
+
+    def scales(self, sigma: Tensor, blocks: Blocks) -> Tensor:
+        """ν·σ [B] of σ [B]."""
+        sizes = effective_sizes(blocks, self.batch_size, self.normalization)
+        # Without a structure the squares are not touched, so that ν keeps its bits.
+        spread = sigma if self.structure is None else sigma * self.structure.power.sqrt()
+        return normalization(spread, sizes, self.normalization) * sigma
 
     def scale(self, state: State, block: Block) -> float:
         """ν·σ_i of this step."""
