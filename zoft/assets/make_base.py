@@ -228,22 +228,26 @@ def make(
         "command": f"python -m zoft.assets.make_base {named}--steps {steps} --seed {seed}",
         "kind": kind,
         "seed": seed,
-        "steps": steps,
-        "tokens": steps * BATCH * LENGTH,
-        "parameters": sum(value.numel() for value in model.parameters()),
-        "final_loss": round(curve[-1][1], 4),
-        "losses": rounded(curve),
-        "seconds": round(seconds),
-        "sha256": sha256(folder / "model.safetensors"),
-        "platform": versions(),
+        **training_record(folder, model, steps, curve, seconds),
     }
     write_record(folder / RECORD, record)
     return record
 
 
-def rounded(curve: Sequence[tuple[int, float]]) -> dict[str, float]:
-    """A loss curve as it is recorded: mean loss by step."""
-    return {str(step): round(loss, 4) for step, loss in curve}
+def training_record(
+    folder: Path, model: nn.Module, steps: int, curve: Sequence[tuple[int, float]], seconds: float
+) -> dict[str, Any]:
+    """What is recorded of training the model in ``folder``: size, cost and losses, its hash, the platform."""
+    return {
+        "steps": steps,
+        "tokens": steps * BATCH * LENGTH,
+        "parameters": sum(value.numel() for value in model.parameters()),
+        "final_loss": round(curve[-1][1], 4),
+        "losses": {str(step): round(loss, 4) for step, loss in curve},
+        "seconds": round(seconds),
+        "sha256": sha256(folder / "model.safetensors"),
+        "platform": versions(),
+    }
 
 
 def write_record(file: Path, record: dict[str, Any]) -> None:

@@ -25,16 +25,13 @@ import torch
 
 from zoft.assets.make_base import (
     BASES,
-    BATCH,
     LENGTH,
     batches,
     no_report,
     one_thread,
     print_loss,
-    rounded,
-    sha256,
     train,
-    versions,
+    training_record,
     write_record,
 )
 from zoft.blocks import Blocks, weights_hash
@@ -130,21 +127,14 @@ def make(
         "base": {"name": loaded.name, "revision": loaded.revision, "weights": fingerprint},
         "signature": signature,
         "seed": seed,
-        "steps": steps,
         "lr": rate,
-        "tokens": steps * BATCH * LENGTH,
-        "parameters": blocks.numel,
         "mixture": {
             "documents": {teller.__name__: round(weight, 3) for teller, weight in proportions(seed).items()},
             "task_share": TASK_SHARE,
             "tasks": {task.name: "train" for task in trained_tasks()},
         },
         "moved": {name: round(value, 4) for name, value in moved(before, blocks).items()},
-        "final_loss": round(curve[-1][1], 4),
-        "losses": rounded(curve),
-        "seconds": round(seconds),
-        "sha256": sha256(folder / "model.safetensors"),
-        "platform": versions(),
+        **training_record(folder, loaded.model, steps, curve, seconds),
     }
     write_record(folder / RECORD, record)
     return record
