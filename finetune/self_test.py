@@ -165,6 +165,7 @@ def self_test(
             f"intervals alone, {seeds} differences of mean zero, {name}: {share:.1%} false wins in {sets} sets"
             for name, share in level.items()
         ),
+        f"  skewed (exponential): {_level(_skewed, seeds, sets):.1%}, a limit of so few seeds and not judged",
         "self-test passed" if passed else "self-test FAILED",
     ]
     return SelfTest((over_all, expected), (false, len(nothing)), (false_alone, len(alone)), level, lines, passed)
@@ -213,6 +214,11 @@ _DRAWS: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
     "normal": lambda generator, count: generator.normal(size=count),
     "long-tailed (t, 3 degrees of freedom)": lambda generator, count: generator.standard_t(3, size=count),
 }
+
+
+def _skewed(generator: np.random.Generator, count: int) -> np.ndarray:
+    """Differences mostly a little below zero and seldom far above: a rare disaster."""
+    return generator.exponential(size=count) - 1
 
 
 def _level(draw: Callable[[np.random.Generator, int], np.ndarray], count: int, sets: int) -> float:
