@@ -2,11 +2,7 @@
 
     python benchmarks/oracle.py --output-dir runs/oracle [--search scales|share] [--dry-run]
 
-See finetune/oracle.py for what is searched and how. A run of 600 forward passes on the embedded base takes about 13 s
-of one core, so that a generation of 8 candidates on 3 tasks with one seed takes about 5 minutes, and the default
-search (15 generations, 4 tasks, MeZO's own search of the same size, and the reported runs) about 4 hours of one
-core. --dry-run makes a few short runs and says what this search would take here. It can be interrupted; the same
-command goes on. Needs `pip install 'zoft[research]'`.
+See finetune/oracle.py for what is searched and how. Needs `pip install 'zoft[research]'`.
 """
 
 from __future__ import annotations
@@ -22,6 +18,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from finetune.oracle_config import OracleConfig
 from zoft.cli import console, flags
 from zoft.errors import ZoftError
+
+ABOUT = """What can static scales, or shares of a structured part, give at best? CMA-ES on the outcome of whole runs.
+A run of 600 forward passes on the embedded base takes about 13 s of one core, so that a generation of 8 candidates on
+3 tasks with one seed takes about 5 minutes, and the default search (15 generations, 4 tasks, MeZO's own search of the
+same size, and the reported runs) about 4 hours of one core. --dry-run makes a few short runs and says what this search
+would take here. It can be interrupted; the same command goes on."""
 
 EXAMPLES = """
 python benchmarks/oracle.py --output-dir runs/oracle --dry-run
@@ -64,9 +66,7 @@ command = flags.verb(
         *flags.common_options(),
     ],
     EXAMPLES,
-    (__doc__ or "").split("See finetune/oracle.py")[0].split("\n")[0]
-    + " "
-    + " ".join((__doc__ or "").partition("how. ")[2].split()),
+    " ".join(ABOUT.split()),
 )
 
 

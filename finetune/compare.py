@@ -19,7 +19,6 @@ What makes it a fair comparison, for every method alike:
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,11 +28,11 @@ from typing import Any
 from finetune.compare_config import CompareConfig
 from finetune.compare_jobs import GIVEN, TUNED, UNTUNED, Found, Jobs, Single, View
 from finetune.compare_output import RUNS_FILE, Output, Summary, describe, method_name
-from finetune.compare_run import Bench, BenchFactory, Runner, RunSpec, language_model_bench, make_runner
+from finetune.compare_run import Bench, BenchFactory, RunSpec, language_model_bench
+from finetune.executors import bench_arguments, make_executor
 from finetune.methods import MethodPlan, pinned, plan_methods, with_all
 from finetune.report import TaskSummary
-from finetune.run_cache import cache_size
-from finetune.sweep import Executor, InProcess, Job, Processes, Record, RunStore, drive
+from finetune.sweep import Job, Record, RunStore, drive
 from zoft.config import unknown
 from zoft.errors import Interrupted, UsageError
 from zoft.tasks import tasks_with_role
@@ -111,16 +110,12 @@ def compare(
 
 def _bench(config: CompareConfig, factory: BenchFactory) -> tuple[Bench, tuple[Any, ...], list[str]]:
     """The bench, what the factory made it from, and the development tasks that one learning rate is chosen on."""
-
-    def arguments(tasks: Sequence[str]) -> tuple[Any, ...]:
-        return (config.base, tuple(tasks), config.device, config.dtype, *([config.data_dir] if config.data_dir else ()))
-
-    given = arguments([*config.tasks, *(task for task in config.choose_on if task not in config.tasks)])
+    given = bench_arguments(config, [*config.tasks, *(task for task in config.choose_on if task not in config.tasks)])
     bench = factory(*given)
     choose_on = config.choose_on or [task for task in config.tasks if bench.roles.get(task) == "development"]
     if UNTUNED in config.regimes and not choose_on:
         choose_on = tasks_with_role("development")
-        given = arguments([*config.tasks, *choose_on])
+        given = bench_arguments(config, [*config.tasks, *choose_on])
         bench = factory(*given)
     wrong = [task for task in choose_on if bench.roles.get(task) != "development"]
     if wrong:
@@ -212,15 +207,9 @@ def _make_runs(
     store: RunStore,
     say: Callable[[str], None],
 ) -> list[Any]:
-    count = config.workers or (len(os.sched_getaffinity(0)) if config.device == "cpu" else 1)
-    cache = cache_size(count) if config.cache_bytes is None else config.cache_bytes
     if len(store):
         say(f"{len(store)} finished runs are in {config.output_dir}; those that this comparison needs are reused")
-    executor: Executor
-    if count == 1:
-        executor = InProcess(Runner(bench, config.keep_bytes, config.threads, cache))
-    else:
-        executor = Processes(count, make_runner, (factory, arguments, config.keep_bytes, config.threads, cache))
+    executor = make_executor(config, bench, factory, arguments)
     began = time.monotonic()
 
     def progress(made: int, outstanding: int, record: Record) -> None:

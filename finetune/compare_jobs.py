@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from finetune.compare_config import CompareConfig
-from finetune.compare_run import Bench, RunSpec
+from finetune.compare_run import Bench, RunSpec, run_spec
 from finetune.methods import MethodPlan
 from finetune.report import Chosen, number
-from finetune.sweep import Job, Record, Search, grid_lr, search_grid
+from finetune.sweep import Job, Record, Search, grid_lr, searched
 
 TUNED, UNTUNED, GIVEN = "tuned", "untuned", "given"
 
@@ -66,23 +66,18 @@ class Jobs:
         """Runs at one learning rate by task, then tuner, then seed; only reported ones see the test split."""
         config = self._config
         return [
-            RunSpec(
-                fingerprint=self._bench.fingerprint,
-                data=self._bench.data.get(task, ""),
+            run_spec(
+                config,
+                self._bench,
                 task=task,
                 optimizer=method.optimizer,
                 hyper=method.hyper,
                 tuner=tuner,
                 lr=lr,
-                epsilon=config.epsilon,
                 seed=seed,
                 forwards=forwards,
-                batch_size=config.batch_size,
                 eval_points=config.eval_points if reported else 1,
-                validation_examples=config.validation_examples,
-                test=reported,
-                test_examples=config.test_examples if reported else None,
-                noise=config.noise,
+                reported=reported,
             )
             for task in tasks
             for tuner in method.tuners or (None,)
@@ -127,22 +122,14 @@ class Jobs:
 
     def _search(
         self, method: MethodPlan, tasks: Sequence[str], forwards: int, score: Callable[[Sequence[Record]], float]
-    ) -> Generator[Sequence[RunSpec], Sequence[Record], Search]:
+    ) -> Job[RunSpec, Search]:
         """Search the grid by the score of an index's runs on ``tasks`` with all selection seeds and all tuners."""
-        search = search_grid(self._config.lr_reach)
-        wanted = next(search)
-        while True:
-            specs = [
-                self.specs(method, tasks, grid_lr(self._config.lr_start, index), forwards, False) for index in wanted
-            ]
-            records = yield [spec for group in specs for spec in group]
-            size = len(specs[0])
-            values = {index: score(records[at * size : (at + 1) * size]) for at, index in enumerate(wanted)}
-            try:
-                wanted = search.send(values)
-            except StopIteration as end:
-                found: Search = end.value
-                return found
+        start = self._config.lr_start
+        return searched(
+            self._config.lr_reach,
+            lambda index: self.specs(method, tasks, grid_lr(start, index), forwards, False),
+            score,
+        )
 
 
 def _mean_loss(records: Sequence[Record]) -> float:

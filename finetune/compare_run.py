@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from finetune.compare_config import CompareConfig
 from finetune.controls import CONTROLS
+from finetune.oracle_config import OracleConfig
 from finetune.run_cache import CachedNoise, RunCache, cached_batches
 from finetune.sweep import Record
 from zoft.blocks import weights_hash
@@ -134,6 +136,41 @@ class RunSpec:
         """Hash of what the result depends on: all settings, of the tuner only what it computes."""
         content = {**self.settings, "tuner": self.tuner.digest if self.tuner else None, "format": RECORD_FORMAT}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def run_spec(
+    settings: CompareConfig | OracleConfig,
+    bench: Bench,
+    *,
+    task: str,
+    optimizer: str,
+    hyper: Mapping[str, Any],
+    tuner: TunerSource | None,
+    lr: float,
+    seed: int,
+    forwards: int,
+    eval_points: int,
+    reported: bool,
+) -> RunSpec:
+    """One run on a bench; only reported ones see the test split."""
+    return RunSpec(
+        fingerprint=bench.fingerprint,
+        data=bench.data.get(task, ""),
+        task=task,
+        optimizer=optimizer,
+        hyper=hyper,
+        tuner=tuner,
+        lr=lr,
+        epsilon=settings.epsilon,
+        seed=seed,
+        forwards=forwards,
+        batch_size=settings.batch_size,
+        eval_points=eval_points,
+        validation_examples=settings.validation_examples,
+        test=reported,
+        test_examples=settings.test_examples if reported else None,
+        noise=settings.noise,
+    )
 
 
 def build_method(spec: RunSpec, model: nn.Module) -> ZOOptimizer:

@@ -19,7 +19,6 @@ and no evidence about other tasks. Held-out tasks are refused.
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
@@ -30,11 +29,12 @@ import numpy as np
 from torch import nn
 
 from finetune import oracle_report
-from finetune.compare_run import Bench, BenchFactory, Runner, RunSpec, TunerSource, language_model_bench
+from finetune.compare_run import Bench, BenchFactory, RunSpec, TunerSource, language_model_bench, run_spec
+from finetune.executors import bench_arguments, make_executor
 from finetune.oracle_config import OracleConfig
 from finetune.oracle_spaces import SPACES, SearchSpace
 from finetune.report import number
-from finetune.sweep import Executor, InProcess, Job, Processes, Record, RunStore, drive, grid_lr, search_grid
+from finetune.sweep import Job, Record, RunStore, drive, grid_lr, searched
 from zoft.config import unknown
 from zoft.errors import Interrupted, UsageError
 from zoft.tasks import tasks_with_role
@@ -129,23 +129,18 @@ class Plan:
         """A candidate's runs, task by task, seed by seed; only reported ones see the test split."""
         config, source = self.config, self._source(candidate)
         return [
-            RunSpec(
-                fingerprint=self._bench.fingerprint,
-                data=self._bench.data.get(task, ""),
+            run_spec(
+                config,
+                self._bench,
                 task=task,
                 optimizer="mezo" if source is None else "zo-finetuner",
                 hyper={},
                 tuner=source,
                 lr=candidate.lr,
-                epsilon=config.epsilon,
                 seed=seed,
                 forwards=config.forwards,
-                batch_size=config.batch_size,
                 eval_points=10 if reported else 1,
-                validation_examples=config.validation_examples,
-                test=reported,
-                test_examples=config.test_examples if reported else None,
-                noise=config.noise,
+                reported=reported,
             )
             for task in config.tasks
             for seed in seeds
@@ -198,26 +193,22 @@ class Plan:
     def mezo(self) -> Job[RunSpec, Found]:
         """MeZO's one learning rate on the √2 grid, with about as many runs, and its reported runs."""
         config = self.config
-        grid = search_grid(config.lr_reach)
-        wanted, runs = next(grid), 0
-        while True:
-            rates = [Candidate(None, grid_lr(config.lr_start, index)) for index in wanted]
-            values = yield from self.scores(rates, config.mezo_seeds)
-            # Nowhere finite: for the grid's search, which then tries smaller rates.
-            values = [value if value < CEILING else math.inf for value in values]
-            runs += len(rates) * len(config.mezo_seeds) * len(config.tasks)
-            try:
-                wanted = grid.send(dict(zip(wanted, values, strict=True)))
-            except StopIteration as end:
-                found = end.value
-                break
-        chosen = Candidate(None, grid_lr(config.lr_start, found.best))
+        found = yield from searched(
+            config.lr_reach,
+            lambda index: self.specs(self._mezo_at(index), config.mezo_seeds),
+            _finite_score,
+        )
+        runs = len(found.values) * len(config.mezo_seeds) * len(config.tasks)
+        chosen = self._mezo_at(found.best)
         trail: list[dict[str, Any]] = [
             {"lr": grid_lr(config.lr_start, index), "score": value} for index, value in sorted(found.values.items())
         ]
         trail.append({"interior": found.interior})
         records = yield self.specs(chosen, config.reported_seeds, reported=True)
         return Found(chosen, found.values[found.best], runs, trail, records)
+
+    def _mezo_at(self, index: int) -> Candidate:
+        return Candidate(None, grid_lr(self.config.lr_start, index))
 
     def decoded(self, vector: Sequence[float]) -> Candidate:
         """The candidate of a vector of the search: rounded coordinates, and log(lr / lr_start) at the end."""
@@ -229,6 +220,12 @@ def score(records: Sequence[Record]) -> float:
     """Mean of :func:`log_ratio` of final and zero-shot validation losses."""
     logs = [log_ratio(record["validation_loss"], record["zero_shot"]["validation_loss"]) for record in records]
     return sum(logs) / len(logs)
+
+
+def _finite_score(records: Sequence[Record]) -> float:
+    """The score, infinite where no run ended finite: the grid's search then tries smaller rates."""
+    value = score(records)
+    return value if value < CEILING else math.inf
 
 
 def log_ratio(final: float | None, zero: float | None) -> float:
@@ -264,7 +261,7 @@ def run_oracle(
     if len(store):
         say(f"{len(store)} finished runs are in {folder}; those that this search needs are reused")
     jobs: list[Job[RunSpec, Found]] = [plan.search(), plan.mezo()]
-    executor = _executor(config, bench, factory, arguments)
+    executor = make_executor(config, bench, factory, arguments)
     try:
         found, mezo = drive(jobs, executor, store, _progress(say))
     except KeyboardInterrupt:
@@ -290,8 +287,7 @@ def prepared(config: OracleConfig, factory: BenchFactory) -> tuple[OracleConfig,
     if config.search not in SPACES:
         raise UsageError(unknown("search space", config.search, SPACES))
     config = config.model_copy(update={"tasks": config.tasks or tasks_with_role("development")})
-    arguments: tuple[Any, ...] = (config.base, tuple(config.tasks), config.device, config.dtype)
-    arguments += (config.data_dir,) if config.data_dir else ()
+    arguments = bench_arguments(config, config.tasks)
     bench = factory(*arguments)
     held_out = [task for task in config.tasks if bench.roles.get(task) == "held-out"]
     if held_out:
@@ -340,23 +336,6 @@ def _line(entry: dict[str, Any], generations: int) -> str:
         f"generation {entry['generation']} of {generations}: best {entry['best']:.3f}, median {entry['median']:.3f}, "
         f"mean's lr {entry['mean']['lr']:.3g}, step size {entry['sigma']:.2f}"
     )
-
-
-def cores(config: OracleConfig) -> int:
-    """Processes of a search that does not say how many."""
-    return len(os.sched_getaffinity(0)) if config.device == "cpu" else 1
-
-
-def _executor(config: OracleConfig, bench: Bench, factory: BenchFactory, arguments: tuple[Any, ...]) -> Executor:
-    count = config.workers or cores(config)
-    if count == 1:
-        return InProcess(Runner(bench, config.keep_bytes, config.threads))
-    return Processes(count, runner_of, (factory, arguments, config.keep_bytes, config.threads))
-
-
-def runner_of(factory: BenchFactory, arguments: Sequence[Any], keep_bytes: int, threads: int) -> Runner:
-    """What every process of a search prepares once."""
-    return Runner(factory(*arguments), keep_bytes, threads)
 
 
 def _progress(say: Callable[[str], None], every: int = 25) -> Callable[[int, int, Record], None]:

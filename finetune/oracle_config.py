@@ -49,6 +49,7 @@ class OracleConfig(Config):
     dtype: str | None = Field(None, description="dtype of the weights; by default the checkpoint's.")
     data_dir: str | None = Field(None, description="Folder with local copies of the published tasks' data sets.")
     keep_bytes: int = Field(1 << 26, ge=0, description="Bytes in which a step's noise is kept for its next use.")
+    cache_bytes: int | None = Field(None, ge=0, description="As in a comparison.")
     output_dir: str = Field("runs/oracle", description="Folder of the results; a rerun goes on from what is there.")
 
     @model_validator(mode="after")

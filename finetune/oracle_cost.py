@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from finetune.compare_run import BenchFactory, Runner, language_model_bench
-from finetune.oracle import Plan, cores, prepared
+from finetune.executors import process_count
+from finetune.oracle import Plan, prepared
 from finetune.oracle_config import OracleConfig
 
 
@@ -21,7 +22,7 @@ def cost(config: OracleConfig, *, factory: BenchFactory = language_model_bench) 
         seconds += less + slope * (config.forwards - 20)
     each = config.generations * config.population * config.candidate_seeds
     runs = 2 * (config.searching_runs + config.seeds)
-    workers = config.workers or cores(config)
+    workers = process_count(config)
     return [
         f"search {config.search}: {len(plan.space.names)} coordinates ({', '.join(plan.space.names)}) and log lr",
         f"{config.generations} generations of {config.population} on {', '.join(config.tasks)}: "

@@ -152,10 +152,11 @@ class Share(_ByType):
     def __init__(self, model: nn.Module, folder: str | None = None) -> None:
         if folder is None:
             raise UsageError("the search of shares needs a tuner with a structured part", "Give one with --tuner.")
-        self._given: Any = Tuner.from_pretrained(folder)
-        structure = getattr(self._given, "structure", None)
+        self._given = Tuner.from_pretrained(folder)
+        structure = self._given.structure
         if structure is None:
             raise UsageError(f"tuner {folder} has no structured part", "Give one that has.")
+        self._structure = structure
         self._given.bind(model)
         blocks = [block for block in Blocks.of(model) if block.name in structure.factors]
         if not blocks:
@@ -170,10 +171,9 @@ class Share(_ByType):
 
     def tuner(self, coordinates: Sequence[float]) -> Tuner:
         """The given tuner with other shares."""
-        share = self._given.structure.share.clone()
+        share = self._structure.share.clone()
         share[self._covered] = self._values(coordinates).sigmoid().to(share.dtype)
-        tuner: Tuner = self._given.structured(replace(self._given.structure, share=share))
-        return tuner
+        return self._given.structured(replace(self._structure, share=share))
 
     def described(self, coordinates: Sequence[float]) -> dict[str, Any]:
         """The share by module type in the middle of the layers, and the slope of its logit."""

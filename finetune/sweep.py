@@ -95,6 +95,29 @@ def search_grid(reach: int) -> Generator[list[int], Mapping[int, float], Search]
     return Search(values, best, all(index in values for index in (best - 1, best + 1)))
 
 
+def searched(
+    reach: int, specs: Callable[[int], Sequence[_S]], score: Callable[[Sequence[Record]], float]
+) -> Job[_S, Search]:
+    """Search the grid by the score of every index's runs.
+
+    Args:
+        specs: the runs of a grid index, as many for each.
+        score: of their records; the least is the best.
+    """
+    search = search_grid(reach)
+    wanted = next(search)
+    while True:
+        groups = [specs(index) for index in wanted]
+        records = yield [spec for group in groups for spec in group]
+        size = len(groups[0])
+        values = {index: score(records[at * size : (at + 1) * size]) for at, index in enumerate(wanted)}
+        try:
+            wanted = search.send(values)
+        except StopIteration as end:
+            found: Search = end.value
+            return found
+
+
 def _infinite(value: float) -> float:
     return value if math.isfinite(value) else math.inf
 

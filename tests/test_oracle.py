@@ -391,8 +391,7 @@ def test_every_space_is_registered_under_its_name() -> None:
 
 def test_a_share_found_is_a_tuner_as_every_other(tmp_path: Path) -> None:
     bench = planted_bench("toy", ["dev"])
-    plain: Any = Tuner.untrained(bench.model)
-    plain.structured(structure_for(bench.model, "scales")).save_pretrained(tmp_path / "tuner")
+    Tuner.untrained(bench.model).structured(structure_for(bench.model, "scales")).save_pretrained(tmp_path / "tuner")
     made = config(tmp_path, search="share", tuner=str(tmp_path / "tuner"), forwards=8)
     plan = Plan(made, bench, quiet)
     low, high = (Candidate((value,) * len(plan.space.names), 0.01) for value in (-2.0, 2.0))
@@ -400,6 +399,5 @@ def test_a_share_found_is_a_tuner_as_every_other(tmp_path: Path) -> None:
     assert specs[0].key != specs[1].key
     records = [Runner(bench)(spec) for spec in specs]
     assert records[0]["validation_loss"] != records[1]["validation_loss"]
-    again: Any = plan.space.tuner(low.coordinates or ())
-    again.save_pretrained(tmp_path / "found")
+    plan.space.tuner(low.coordinates or ()).save_pretrained(tmp_path / "found")
     assert Tuner.from_pretrained(tmp_path / "found").digest == specs[0].tuner.digest
