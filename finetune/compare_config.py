@@ -79,7 +79,8 @@ def _value(text: str) -> Any:
     return text
 
 
-def _listed(folders: str | list[str]) -> list[str]:
+def listed(folders: str | list[str]) -> list[str]:
+    """The folders of a tuner that is given as one or as several."""
     return [folders] if isinstance(folders, str) else folders
 
 
@@ -183,7 +184,7 @@ class CompareConfig(Config):
                 raise ValueError(
                     f"{label!r} cannot be a tuner's label: use letters, digits, '.', '_', '-', and not a control's name"
                 )
-            if not folders or len(set(_listed(folders))) != len(_listed(folders)):
+            if not folders or len(set(listed(folders))) != len(listed(folders)):
                 raise ValueError(f"tuner {label} has no folder, or one twice")
         return tuners
 
@@ -224,7 +225,7 @@ class CompareConfig(Config):
 
     def folders(self, label: str) -> list[str]:
         """The folders of a tuner's label, one for every seed that it was learned with."""
-        return _listed(self.tuners[label])
+        return listed(self.tuners[label])
 
     @property
     def entries(self) -> list[MethodEntry]:

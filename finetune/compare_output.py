@@ -100,11 +100,15 @@ class Output:
         choose_on: Sequence[str],
     ) -> None:
         self._config, self._bench, self._methods = config, bench, methods
-        self._notes, self._choose_on = list(notes), choose_on
+        self._choose_on = choose_on
         self._folder = Path(config.output_dir)
         self._labels = [method.label for method in methods]
         self._reference = REFERENCE if REFERENCE in self._labels else self._labels[0]
         self._tuners = [method for method in methods if method.is_learned]
+        missing = [name for name in config.rivals if name not in {method.optimizer for method in methods}]
+        self._notes = list(notes)
+        if self._tuners and missing:
+            self._notes.append(f"not among the methods, and so no rivals here: {', '.join(missing)}")
 
     def write(self, views: Sequence[View]) -> Written:
         """Summarise the views and write everything."""
@@ -212,9 +216,6 @@ class Output:
                     f"{label} with one learning rate against mezo with its best on each task, {forwards} forward "
                     f"passes: wins on {count} of {len(mine)} tasks.\n"
                 )
-        missing = [name for name in self._config.rivals if name not in {m.optimizer for m in self._methods}]
-        if self._tuners and missing:
-            self._notes.append(f"not among the methods, and so no rivals here: {', '.join(missing)}")
         parts += ["\n".join(f"- {note}" for note in self._notes) + "\n"] if self._notes else []
         return "\n".join(parts)
 

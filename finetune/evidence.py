@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.compare import Comparison, compare
+from finetune.compare_config import listed
 from finetune.compare_output import RESULT_FILE, RUNS_FILE
 from finetune.compare_run import BenchFactory, language_model_bench
 from finetune.evidence_config import LABEL, EvidenceBase, EvidenceConfig
@@ -54,7 +55,7 @@ def evidence(
         UsageError: evidence of another default is there; or whatever a comparison raises.
     """
     notes_of(Path(config.notes))
-    earlier = _freeze(config, supersede)
+    frozen_now = _freeze(config, supersede)
     found = []
     for base in config.bases:
         say(f"== {base.name}")
@@ -65,8 +66,7 @@ def evidence(
             {
                 "format": FORMAT,
                 "zoft_version": metadata.version("zoft"),
-                "frozen": frozen(config),
-                "earlier": earlier,
+                **frozen_now,
                 "config": config.to_dict(),
                 "bases": found,
             }
@@ -102,19 +102,17 @@ def frozen(config: EvidenceConfig) -> dict[str, Any]:
     """What the evidence is of: the configuration's hash, and the digests of every base's tuners."""
     return {
         "config": config.digest,
-        "tuners": {base.name: [Tuner.from_pretrained(name).digest for name in _folders(base)] for base in config.bases},
+        "tuners": {
+            base.name: [Tuner.from_pretrained(name).digest for name in listed(base.tuner)] for base in config.bases
+        },
     }
 
 
-def _folders(base: EvidenceBase) -> list[str]:
-    return [base.tuner] if isinstance(base.tuner, str) else base.tuner
-
-
-def _freeze(config: EvidenceConfig, supersede: str | None) -> list[dict[str, Any]]:
+def _freeze(config: EvidenceConfig, supersede: str | None) -> dict[str, Any]:
     """Write down what the evidence is of, before the first run.
 
     Returns:
-        What was put aside earlier, with the reasons.
+        What was written: ``frozen``, and ``earlier``, what was put aside before, with the reasons.
     """
     now, file = frozen(config), Path(config.output_dir) / FROZEN_FILE
     published = _read(Path(config.result)) or {}
@@ -132,8 +130,9 @@ def _freeze(config: EvidenceConfig, supersede: str | None) -> list[dict[str, Any
             )
         earlier.append({"frozen": before, "reason": supersede})
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"frozen": now, "earlier": earlier}, indent=1) + "\n", encoding="utf-8")
-    return earlier
+    written = {"frozen": now, "earlier": earlier}
+    file.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+    return written
 
 
 def _base(base: EvidenceBase, comparison: Comparison) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from zoft.errors import UsageError
 from zoft.noise import Key, Span, get_noise
 from zoft.step import Probe
 from zoft.tuner import Tuner
+from zoft.tuner.structure import Structure, StructureConfig, stored_tensors
 
 INF = math.inf
 
@@ -345,17 +346,15 @@ def test_the_command_of_the_self_test(
 
 @pytest.mark.parametrize("kind", ["low-rank", "scales"])
 def test_a_structure_has_controls_of_its_own(kind: str) -> None:
-    structures = pytest.importorskip("zoft.tuner.structure")
     model = mlp()
     blocks, generator = Blocks.of(model), torch.Generator().manual_seed(0)
-    config = structures.StructureConfig(kind=kind, rank=2 if kind == "low-rank" else 1, storage="float32")
+    config = StructureConfig(kind=kind, rank=2 if kind == "low-rank" else 1, storage="float32")
     tensors = {
         name: torch.rand(shape, generator=generator).to(dtype)
-        for name, (dtype, shape) in structures.stored_tensors(config, blocks.shapes).items()
+        for name, (dtype, shape) in stored_tensors(config, blocks.shapes).items()
     }
-    structure = structures.Structure.from_tensors(config, blocks.names, blocks.shapes, tensors)
-    tuner: Any = Tuner.untrained(model)
-    tuner = tuner.structured(structure)
+    structure = Structure.from_tensors(config, blocks.names, blocks.shapes, tensors)
+    tuner = Tuner.untrained(model).structured(structure)
     made: dict[str, Any] = {name: control(tuner, model, 1) for name, control in CONTROLS.items()}
     power = {name: one.bind(model).structure for name, one in made.items()}
     assert power["untrained"] is power["biases-only"] is None
