@@ -37,6 +37,14 @@ class MetaTrainConfig(Config):
     recurrent_gradient: bool = Field(
         True, description="Whether the meta-gradient flows through the σ that one lookahead step feeds to the next."
     )
+    objective: Literal["lookahead", "expected"] = Field(
+        "lookahead",
+        description="What the networks learn by: the loss after a sampled lookahead, or the decrease of it that a"
+        " step's scales give in expectation, from the gradients of several minibatches.",
+    )
+    gradient_batches: int = Field(
+        4, ge=2, description="Minibatches whose gradients the expected objective compares; each costs a backward pass."
+    )
     lookahead_steps: int = Field(4, ge=1, description="Fine-tuning steps K that the meta-loss looks ahead.")
     lookahead_lr: float | None = Field(
         None,
@@ -102,6 +110,11 @@ class MetaTrainConfig(Config):
         description="Learned structure within the blocks, from second moments of the gradients along the trajectories:"
         " none, row and column scales of every matrix, or a low rank.",
     )
+    structure_from: Literal["energy", "signal"] = Field(
+        "energy",
+        description="What scales are learned from: the gradients' second moments, or what of them is the same on"
+        " different minibatches, over what is not; that needs the expected objective.",
+    )
     structure_share: float | None = Field(
         None,
         ge=0,
@@ -163,7 +176,19 @@ class MetaTrainConfig(Config):
     def _has_gradients(self) -> Self:
         if self.structure != "none" and self.meta_gradient != "closed-form":
             raise ValueError("a structure is learned from the closed form's backward passes; meta_gradient is another")
+        if self.objective == "expected" and self.meta_gradient != "closed-form":
+            raise ValueError("the expected objective unrolls nothing; leave meta_gradient at closed-form")
+        if self.structure_from == "signal" and self.structure != "none":
+            if self.objective != "expected":
+                raise ValueError("structure_from signal compares the minibatches of objective expected; set it too")
+            if self.structure != "scales":
+                raise ValueError(f"structure_from signal learns scales, and the structure is {self.structure}")
         return self
+
+    @property
+    def horizon(self) -> int:
+        """Sampled steps of a meta-step: K, or with the expected objective the one that the weights are moved by."""
+        return 1 if self.objective == "expected" else self.lookahead_steps
 
     def inner_rate(self, tasks: int, lookahead_lr: float) -> float:
         """Learning rate of the inner steps with so many tasks (first-order as published: 0.01, 0.05)."""

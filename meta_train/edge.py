@@ -33,6 +33,7 @@ def edge_rate(
     noise: Noise,
     seed: int,
     structure: BoundStructure | None = None,
+    scales: Tensor | None = None,
 ) -> float:
     """0.2 / mean |uᵀHu|, with uᵀHu = (L(θ + εu) + L(θ − εu) − 2·L(θ)) / ε² and ε = 1e-3.
 
@@ -40,6 +41,7 @@ def edge_rate(
 
     Args:
         structure: of the directions u; they are N(0, I) without one.
+        scales: ν·σ [B], which multiply them by block; 1 without.
 
     Raises:
         UsageError: the losses are not finite, or there is no curvature to be seen.
@@ -56,7 +58,7 @@ def edge_rate(
                 u = noise(key, span, span.block.parameter.device)
                 if structure is not None:
                     u = structure.mixed(noise, key, span, u).mul_(structure.deviation(span))
-                return u.mul_(scale)
+                return u.mul_(scale if scales is None else scale * float(scales[span.block.index]))
 
             both = [perturber.evaluate(partial(shift, scale=scale), objective) for scale in (epsilon, -epsilon)]
             values.append(abs(sum(both) - 2 * objective()) / epsilon**2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,13 +12,16 @@ from torch import Tensor, nn
 
 from meta_train import checkpoint, report
 from meta_train.config import MetaTrainConfig
-from meta_train.edge import EDGE, edge_rate
+from meta_train.edge import edge_rate
 from meta_train.feed import Feed, derived_seed
 from meta_train.lookahead import LearnedStep, Lookahead, look_ahead, restored
 from meta_train.meta_gradient import closed_form, into_networks
 from meta_train.moments import Moments, model_bytes
 from meta_train.network_optimizer import NetworkOptimizer
+from meta_train.parts import learned_parts
 from meta_train.report import Reporter
+from meta_train.signal import BatchGradients, Signal, batch_gradients
+from meta_train.signal_scales import SignalScales
 from meta_train.trajectory import TRAJECTORIES, BaseWeights, Trajectory
 from zoft.blocks import Blocks
 from zoft.errors import DivergedError, Interrupted, UsageError
@@ -30,8 +33,6 @@ from zoft.tasks.base import Task
 from zoft.tuner.artifact import Tuner
 from zoft.tuner.bound import BoundTuner
 from zoft.tuner.config import Recommended
-from zoft.tuner.step_rule import StepRuleConfig
-from zoft.tuner.structure import Structure, described
 
 Resume = bool | Literal["auto"]
 
@@ -53,6 +54,8 @@ def meta_train(
     loss there (the meta-loss), moves the networks by its gradient, and then the weights by one step of
     the inner trajectory, so that the next meta-step sees what fine-tuning would see [ZOFT]. Every few
     hundred steps the weights go back to the base's. σ and the last losses are kept for each task.
+    With the objective ``expected`` nothing is sampled but the inner step: the gradients of a few
+    minibatches say what a step of such scales gains in expectation (:mod:`meta_train.signal`).
 
     Args:
         model: the base; its parameters with ``requires_grad`` are the blocks. It is as it was, bit for
@@ -97,6 +100,8 @@ def meta_train(
 
 
 def _batches_per_visit(config: MetaTrainConfig) -> int:
+    if config.objective == "expected":
+        return config.gradient_batches
     return 1 if config.lookahead_batch == "same" else config.lookahead_steps + 1
 
 
@@ -131,12 +136,18 @@ class _Run:
         self.tuner, self.folder, self.asked, self.reporter = tuner, folder, asked, reporter
         self.base = BaseWeights(blocks)
         tuner.network.requires_grad_(True)
-        bound = BoundTuner(tuner.network, tuner.config.constants, config.normalization, config.batch_size)
+        self.bound = BoundTuner(tuner.network, tuner.config.constants, config.normalization, config.batch_size)
         differentiable = config.normalization_gradient == "differentiable"
-        self.method = LearnedStep(bound, blocks, config.epsilon, differentiable, config.recurrent_gradient)
+        self.method = LearnedStep(self.bound, blocks, config.epsilon, differentiable, config.recurrent_gradient)
         self.histories = [self.method.initial() for _ in tasks]
         self.optimizer = NetworkOptimizer(config, tuner.network, len(tasks))
-        self.moments = Moments(config, blocks) if config.structure != "none" else None
+        self.signal = Signal(len(tasks), len(blocks)) if config.objective == "expected" else None
+        self.moments: Moments | SignalScales | None = None
+        if config.structure != "none":
+            from_signal = config.structure_from == "signal"
+            self.moments = SignalScales(config, blocks, len(tasks)) if from_signal else Moments(config, blocks)
+        #: Of the step that is under way.
+        self.seen: tuple[Signal, BatchGradients] | None = None
         kind = TRAJECTORIES[config.inner]
         self.perturber = Perturber(model, blocks)
         self.lookahead_lr = config.lookahead_lr or edge_rate(
@@ -144,7 +155,7 @@ class _Run:
         )
         peak = config.inner_rate(len(tasks), self.lookahead_lr)
         self.trajectory: Trajectory = kind(config, peak, model, blocks, self.method)
-        self.noises = [get_noise(config.noise, config.keep_noise_mib << 20) for _ in range(config.lookahead_steps)]
+        self.noises = [get_noise(config.noise, config.keep_noise_mib << 20) for _ in range(config.horizon)]
         self.noise_seed = derived_seed("noise", config.seed)
         self.curve: list[tuple[int, float, float]] = []
         self.done = 0
@@ -170,35 +181,38 @@ class _Run:
             self.restart()
         index = self.feed.task_at(self.done)
         loss, batches = self.tasks[index].loss, self.feed.batches(self.done)
-        record, meta_loss, gradient = self._look(loss, batches, self.histories[index])
+        look = self._look if self.signal is None else self._expect
+        record, meta_loss, gradient = look(index, batches)
         usable = record is not None and gradient is not None and bool(torch.isfinite(gradient).all())
         if record is None or gradient is None or not usable or not self.trajectory.prepare(loss, batches[0], record):
             self._skip(index)
             return
         with uninterrupted():
-            into_networks(record.scales, gradient, self.tuner.network, self.config.gradient_scale)
+            # The gain's gradient is bounded, and says by its size how much is left to win.
+            scale = self.config.gradient_scale if self.signal is None else "none"
+            into_networks(record.scales, gradient, self.tuner.network, scale)
             self.optimizer.advance(self.done)
             self.trajectory.move(record)
-            if self.moments is not None:
-                self.moments.commit()
+            self._keep_gradients(index)
             self.histories[index] = record.first
             self.curve.append((index, record.loss, meta_loss))
             self.nonfinite = 0
             self.done += 1
-        self._report(record.scales[0])
+        self._report(index, record.scales[0])
 
-    def _look(
-        self, loss: Any, batches: list[Any], history: dict[str, Tensor]
-    ) -> tuple[Lookahead | None, float, Tensor | None]:
+    def _ahead(self, index: int, batches: list[Any]) -> Lookahead | None:
+        """Look ahead in place, a batch a step."""
+        objectives = [Objective(self.model, self.tasks[index].loss, [batch]) for batch in batches]
+        key, history = Key(self.noise_seed, self.done * len(batches)), self.histories[index]
+        return look_ahead(
+            self.method, history, self.blocks, self.perturber, objectives, self.noises, key, self.lookahead_lr
+        )
+
+    def _look(self, index: int, batches: list[Any]) -> tuple[Lookahead | None, float, Tensor | None]:
         """Look ahead and come back: the record, the meta-loss and its gradient by scale."""
-        count = self.config.lookahead_steps
-        inner = batches * count if len(batches) == 1 else batches[:count]
-        objectives = [Objective(self.model, loss, [batch]) for batch in inner]
-        key = Key(self.noise_seed, self.done * count)
+        count, loss = self.config.lookahead_steps, self.tasks[index].loss
         with restored(self.blocks):
-            record = look_ahead(
-                self.method, history, self.blocks, self.perturber, objectives, self.noises, key, self.lookahead_lr
-            )
+            record = self._ahead(index, batches * count if len(batches) == 1 else batches[:count])
             if record is None:
                 return None, math.nan, None
             if self.config.meta_gradient == "closed-form":
@@ -208,10 +222,37 @@ class _Run:
 
         return record, *unrolled(record, self.model, self.blocks, loss, batches[-1])
 
+    def _expect(self, index: int, batches: list[Any]) -> tuple[Lookahead | None, float, Tensor | None]:
+        """The inner step's record, the loss, and the gradient of what the scales gain in expectation."""
+        if self.signal is None:
+            raise ValueError("no signal is measured")
+        with restored(self.blocks):
+            record = self._ahead(index, batches[:1])
+        if record is None:
+            return None, math.nan, None
+        observe = self.moments.take if self.moments is not None else None
+        loss, gradients = batch_gradients(self.model, self.blocks, self.tasks[index].loss, batches, observe)
+        after = self.signal.after(index, gradients) if math.isfinite(loss) else None
+        if after is None:
+            return None, math.nan, None
+        self.seen = after, gradients
+        return record, loss, after.gradient(index, record.scales[0])
+
+    def _keep_gradients(self, index: int) -> None:
+        """What the step's gradients add to the signal and to the structure."""
+        if isinstance(self.moments, Moments):
+            self.moments.commit()
+        if self.seen is not None:
+            self.signal, gradients = self.seen
+            self.seen = None
+            if isinstance(self.moments, SignalScales):
+                self.moments.commit(index, gradients)
+
     def _skip(self, index: int) -> None:
         """A meta-loss that is not finite: no update; restart, then give up, after enough in a row."""
         for parameter in self.model.parameters():
             parameter.grad = None
+        self.seen = None
         if self.moments is not None:
             self.moments.discard()
         self.curve.append((index, math.nan, math.nan))
@@ -237,12 +278,14 @@ class _Run:
                 new["sigma"], new["scale"] = old["sigma"], old["scale"]
         self.histories = fresh
 
-    def _report(self, scales: Tensor) -> None:
+    def _report(self, index: int, scales: Tensor) -> None:
         if self.reporter is None or (self.done % self.config.log_every and self.done < self.config.steps):
             return
         values = report.curve_scalars(self.curve[-self.config.log_every :], self.feed.names)
         rate = self.optimizer.rate(self.done - 1)
         values |= {**report.sigma_scalars(self.blocks, scales), "meta/network_lr": rate}
+        if self.signal is not None:
+            values["meta/gain"] = self.signal.gain(index, scales)
         self.reporter.scalars(self.done, values)
 
     def save(self) -> None:
@@ -257,6 +300,8 @@ class _Run:
             tensors |= {f"history/{index}/{name}": tensor for name, tensor in history.items()}
         if self.moments is not None:
             tensors |= {f"moments/{name}": tensor for name, tensor in self.moments.state().items()}
+        if self.signal is not None:
+            tensors |= {f"signal/{name}": tensor for name, tensor in self.signal.state().items()}
         tensors["curve"] = torch.tensor(self.curve, dtype=torch.float64).reshape(-1, 3)
         checkpoint.save(self.folder, tensors, {**self.asked, "done": self.done, "nonfinite": self.nonfinite})
 
@@ -286,47 +331,12 @@ class _Run:
         self.histories = [under(f"history/{index}/") for index in range(len(self.tasks))]
         if self.moments is not None:
             self.moments.load(under("moments/"))
+        if self.signal is not None:
+            self.signal.load(under("signal/"))
         self.curve = [(int(task), before, after) for task, before, after in tensors["curve"].tolist()]
         with torch.no_grad():
             for block in self.blocks:
                 block.parameter.copy_(tensors[f"weights/{block.name}"])
-
-    def _parts(self) -> tuple[Structure | None, StepRuleConfig | None, float]:
-        """The learned structure, the step-size head, and the rate at the edge for directions like that."""
-        config = self.config
-        if self.moments is None and config.step_size == "none":
-            return None, None, self.lookahead_lr
-        noise = get_noise(config.noise)
-
-        def edge(structure: Structure | None) -> float:
-            bound = structure.bind(self.blocks.names, self.blocks.shapes) if structure is not None else None
-            return edge_rate(self.perturber, self.model, self.tasks, config.batch_size, noise, config.seed, bound)
-
-        plain = edge(None)
-        structure = self._structure(plain, edge) if self.moments is not None else None
-        mine = edge(structure) if structure is not None else plain
-        rule = None
-        if config.step_size != "none":
-            rule = StepRuleConfig(kind=config.step_size, curvature=EDGE / mine, every=config.step_size_every)
-        return structure, rule, self.lookahead_lr * mine / plain
-
-    def _structure(self, plain: float, edge: Callable[[Structure], float]) -> Structure:
-        """The structure with its share: the one given, or the balanced one, (1 − a)·T(I) = a·T(L) for curvatures T.
-
-        T is the inverse of a rate at the edge, and that of S = (1 − a)·I + a·L is (1 − a)·T(I) + a·T(L).
-        """
-        if self.moments is None:
-            raise ValueError("no structure is learned")
-        share = self.config.structure_share
-        if share is None:
-            both = 1 / edge(self.moments.structure(0.5))
-            learned = max(2 * both - 1 / plain, 0.01 / plain)  # an estimate of a difference, which may be negative
-            share = 1 / (1 + learned * plain)
-        structure = self.moments.structure(share)
-        said = f"structure: {described(structure.config, structure.shapes)}"
-        part = structure.nbytes / model_bytes(self.blocks)
-        report.note(self.reporter, f"{said}, {part:.2%} of this model's bytes; learned share {share:.3g}")
-        return structure
 
     def finish(self) -> Tuner:
         """The tuner with its provenance, written to the folder."""
@@ -340,19 +350,19 @@ class _Run:
             "versions": report.versions(),
             "curve": report.thinned(self.curve),
         }
-        structure, rule, edge = self._parts()
-        if structure is not None:
+        parts = learned_parts(self)
+        if parts.structure is not None:
             provenance["structure"] = {
                 "gradients": self.moments.count if self.moments is not None else 0,
-                "bytes": structure.nbytes,
+                "bytes": parts.structure.nbytes,
                 "model_bytes": model_bytes(self.blocks),
-                "edge_lr": edge,
+                "edge_lr": parts.edge,
             }
-        lr = config.recommended_lr or edge / 4
+        lr = config.recommended_lr or parts.edge / 4
         recommended = Recommended(lr=lr, epsilon=config.epsilon, batch_size=config.batch_size)
-        tuner_config = self.tuner.config.model_copy(update={"recommended": recommended, "step_rule": rule})
+        tuner_config = self.tuner.config.model_copy(update={"recommended": recommended, "step_rule": parts.rule})
         self.tuner.network.requires_grad_(False)
-        tuner = Tuner(tuner_config, self.tuner.network, provenance).structured(structure)
+        tuner = Tuner(tuner_config, self.tuner.network, provenance).structured(parts.structure)
         if self.folder is not None:
             tuner.save_pretrained(self.folder)
             (self.folder / checkpoint.CHECKPOINT_FILE).unlink(missing_ok=True)

@@ -50,7 +50,7 @@ class Moments:
         sums = {"energy": torch.zeros(len(self._blocks), dtype=torch.float64)}
         for block in self._blocks:
             part = part_of(self.settings, block.shape)
-            for side, size in zip(("left", "right"), _sides(block), strict=True):
+            for side, size in zip(("left", "right"), sides(block), strict=True):
                 if part is Scales:
                     shape: tuple[int, ...] = (size,)
                 elif part is LowRank:
@@ -66,7 +66,7 @@ class Moments:
 
     def take(self, block: Block, gradient: Tensor) -> None:
         """One block's gradient, of the block's shape."""
-        matrix = gradient.detach().reshape(_sides(block)).float()
+        matrix = gradient.detach().reshape(sides(block)).float()
         self._pending["energy"][block.index] += float(matrix.double().square().sum())
         part = part_of(self.settings, block.shape)
         if part is Scales:
@@ -157,7 +157,7 @@ class Moments:
 _SIDES = ("left", "right")
 
 
-def _sides(block: Block) -> tuple[int, int]:
+def sides(block: Block) -> tuple[int, int]:
     """Rows and columns of the block as a matrix; a vector is a column, a scalar one entry."""
     rows = block.shape[0] if block.shape else 1
     return rows, block.numel // rows if rows else 0

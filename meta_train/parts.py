@@ -1,0 +1,101 @@
+"""What a finished run adds to its networks: the structure, the step-size head, and the learning rate to recommend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from meta_train import report
+from meta_train.config import MetaTrainConfig
+from meta_train.edge import EDGE, edge_rate
+from meta_train.moments import model_bytes
+from zoft.blocks import Blocks
+from zoft.noise import get_noise
+from zoft.perturb import Perturber
+from zoft.step import State
+from zoft.tuner.bound import BoundTuner
+from zoft.tuner.step_rule import StepRuleConfig
+from zoft.tuner.structure import Structure, described
+
+
+class FinishedRun(Protocol):
+    """What is read of a run."""
+
+    model: nn.Module
+    blocks: Blocks
+    tasks: Any
+    config: MetaTrainConfig
+    perturber: Perturber
+    reporter: Any
+    lookahead_lr: float
+    moments: Any
+    histories: list[State]
+
+    @property
+    def bound(self) -> BoundTuner:
+        """The networks, bound to the blocks."""
+        ...
+
+
+@dataclass(frozen=True)
+class LearnedParts:
+    """What :func:`learned_parts` gives.
+
+    Attributes:
+        structure, rule: None where there is none.
+        edge: the rate at the edge for the tuner's own directions.
+    """
+
+    structure: Structure | None
+    rule: StepRuleConfig | None
+    edge: float
+
+
+def learned_parts(run: FinishedRun) -> LearnedParts:
+    """The parts of a run's tuner; the model must be at the weights to measure curvature at.
+
+    The curvature is that along the tuner's directions, with the σ that the tasks had last. Without a structure, a
+    step-size head or the expected objective nothing is measured, and the edge is MeZO's.
+    """
+    config = run.config
+    if run.moments is None and config.step_size == "none" and config.objective == "lookahead":
+        return LearnedParts(None, None, run.lookahead_lr)
+    plain = _edge(run, None, learned=False)
+    structure = _structure(run, plain) if run.moments is not None else None
+    mine = _edge(run, structure, learned=True)
+    rule = None
+    if config.step_size != "none":
+        rule = StepRuleConfig(kind=config.step_size, curvature=EDGE / mine, every=config.step_size_every)
+    return LearnedParts(structure, rule, run.lookahead_lr * mine / plain)
+
+
+def _edge(run: FinishedRun, structure: Structure | None, learned: bool) -> float:
+    """The rate at the edge with that structure, and the learned σ or 1."""
+    bound = structure.bind(run.blocks.names, run.blocks.shapes) if structure is not None else None
+    scales = None
+    if learned:
+        with torch.no_grad():
+            sigma = torch.stack([history["sigma"] for history in run.histories]).log().mean(0).exp()
+            scales = replace(run.bound, structure=bound).scales(sigma, run.blocks)
+    config, noise = run.config, get_noise(run.config.noise)
+    return edge_rate(run.perturber, run.model, run.tasks, config.batch_size, noise, config.seed, bound, scales)
+
+
+def _structure(run: FinishedRun, plain: float) -> Structure:
+    """The structure with its share: the one given, or the balanced one, (1 − a)·T(I) = a·T(L) for curvatures T.
+
+    T is the inverse of a rate at the edge, and that of S = (1 − a)·I + a·L is (1 − a)·T(I) + a·T(L).
+    """
+    share = run.config.structure_share
+    if share is None:
+        both = 1 / _edge(run, run.moments.structure(0.5), learned=False)
+        learned = max(2 * both - 1 / plain, 0.01 / plain)  # an estimate of a difference, which may be negative
+        share = 1 / (1 + learned * plain)
+    structure: Structure = run.moments.structure(share)
+    said = f"structure: {described(structure.config, structure.shapes)}"
+    part = structure.nbytes / model_bytes(run.blocks)
+    report.note(run.reporter, f"{said}, {part:.2%} of this model's bytes; learned share {share:.3g}")
+    return structure

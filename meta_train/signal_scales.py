@@ -1,0 +1,132 @@
+"""Learning row and column scales from the signal in the gradients, not from their energy.
+
+A row's gradients may be large on every minibatch and cancel over them, as those of the rows that decide between
+labels do: they add much to the variance of the projected gradient and to the curvature, and nothing to the slope. So
+the scale of a row is by its part of the signal over its part of the noise,
+
+    r_j ∝ ((G_j / ΣG) / (F_j / ΣF))^p,
+
+G_j and F_j as in :mod:`meta_train.signal` for the row's entries, means over the tasks of their shares, and a column's
+likewise. A tenth of the block's mean noise is added to F_j, and no ratio is further than 20 from the block's own.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from meta_train.config import MetaTrainConfig
+from meta_train.moments import settings_of, sides
+from meta_train.signal import BatchGradients, Signal
+from zoft.blocks import Block, Blocks
+from zoft.tuner.parts import Scales
+from zoft.tuner.structure import Structure, factor_shapes
+
+#: Added to a row's noise, in means of the block's rows; the largest ratio to the block's own.
+_FLOOR, _REACH = 0.1, 20.0
+
+_SIDES = ("left", "right")
+
+
+class SignalScales:
+    """Running means of the signal and the noise of every row and column, by task.
+
+    Args:
+        config: with the structure ``scales``.
+        blocks: the model's blocks.
+        tasks: their number.
+    """
+
+    def __init__(self, config: MetaTrainConfig, blocks: Blocks, tasks: int) -> None:
+        self._config, self._blocks = config, blocks
+        self._of_blocks = Signal(tasks, len(blocks))
+        self.settings = settings_of(config, blocks)
+        self._pending: dict[str, Tensor] = {}
+        self._means: dict[str, Tensor] = {}
+        for block in self._covered():
+            for side, size in zip(_SIDES, sides(block), strict=True):
+                self._pending[f"{side}/{block.name}"] = torch.zeros(size, dtype=torch.float64)
+                for kind in ("signal", "noise"):
+                    self._means[f"{kind}/{side}/{block.name}"] = torch.zeros(tasks, size, dtype=torch.float64)
+        self.count = 0
+
+    def _covered(self) -> list[Block]:
+        return [block for block in self._blocks if factor_shapes(self.settings, block.shape) is not None]
+
+    def take(self, block: Block, gradient: Tensor) -> None:
+        """One block's gradient of one minibatch."""
+        if f"left/{block.name}" not in self._pending:
+            return
+        squares = gradient.detach().reshape(sides(block)).double().square()
+        self._pending[f"left/{block.name}"] += squares.sum(1).cpu()
+        self._pending[f"right/{block.name}"] += squares.sum(0).cpu()
+
+    def commit(self, task: int, gradients: BatchGradients) -> None:
+        """Add a visit of a task: everything taken since the last time is of these gradients."""
+        of_blocks = self._of_blocks.after(task, gradients)
+        if of_blocks is None:
+            return self.discard()
+        self._of_blocks = of_blocks
+        weight, total = of_blocks.weight(task), float(gradients.squares.sum()) / gradients.count
+        for block in self._covered():
+            sum_ = gradients.sums.get(block.name)
+            if sum_ is None:
+                continue
+            squares = sum_.reshape(sides(block)).double().square()
+            for dim, side in ((1, "left"), (0, "right")):
+                noise = self._pending[f"{side}/{block.name}"]
+                signal = gradients.signal(squares.sum(dim).cpu(), noise)
+                self._means[f"signal/{side}/{block.name}"][task].lerp_(signal / total, weight)
+                self._means[f"noise/{side}/{block.name}"][task].lerp_(noise / gradients.count / total, weight)
+        self.count += gradients.count
+        self.discard()
+
+    def discard(self) -> None:
+        """Forget what was taken since the last time."""
+        for pending in self._pending.values():
+            pending.zero_()
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint needs."""
+        of_blocks = {f"blocks/{name}": tensor for name, tensor in self._of_blocks.state().items()}
+        return {**self._means, **of_blocks, "count": torch.tensor(self.count)}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Go on from :meth:`state`."""
+        self.count = int(state["count"])
+        self._of_blocks.load({name: state[f"blocks/{name}"] for name in self._of_blocks.state()})
+        for name, mean in self._means.items():
+            mean.copy_(state[name])
+
+    def structure(self, share: float) -> Structure:
+        """The structure that the ratios say, with that share a. A block that had no signal has the share 0."""
+        shares = torch.zeros(len(self._blocks))
+        factors = {}
+        for block in self._covered():
+            both = [self._ratios(block, side) for side in _SIDES]
+            found = all(ratios is not None for ratios in both)
+            shares[block.index] = share if found else 0.0
+            left, right = (
+                Scales.normalised(ratios**self._config.structure_power)
+                if found and ratios is not None
+                else torch.ones(size)
+                for ratios, size in zip(both, sides(block), strict=True)
+            )
+            factors[block.name] = (left.to(self.settings.dtype), right.to(self.settings.dtype))
+        names, sizes = tuple(self._blocks.names), tuple(self._blocks.shapes)
+        return Structure(self.settings, names, sizes, shares, torch.ones(len(names)), factors)
+
+    def _ratios(self, block: Block, side: str) -> Tensor | None:
+        """Signal over noise by row or column, relative to the block's own; None where the block has no signal."""
+        signal = self._shares(self._means[f"signal/{side}/{block.name}"], self._of_blocks.signal)
+        noise = self._shares(self._means[f"noise/{side}/{block.name}"], self._of_blocks.noise)
+        own = float(signal.sum() / noise.sum()) if float(noise.sum()) > 0 else 0.0
+        if not own > 0:
+            return None
+        return (signal / (noise + _FLOOR * noise.mean()) / own).clamp(1 / _REACH, _REACH)
+
+    def _shares(self, means: Tensor, of_blocks: Tensor) -> Tensor:
+        """Means over the tasks of each one's share of the whole model."""
+        totals = of_blocks.sum(1)
+        seen = totals > 0
+        return (means[seen] / totals[seen, None]).mean(0) if bool(seen.any()) else torch.zeros(means.shape[1])
