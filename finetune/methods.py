@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -110,7 +111,8 @@ def plan_methods(config: CompareConfig, bench: Bench) -> tuple[list[MethodPlan],
         )
         trained_on = tuple(dict.fromkeys(task for tuner in learned for task in tuner.provenance.get("tasks", ())))
         mine = tuple(control.label for control, labels in controls if label in labels)
-        plans.append(MethodPlan(label, LEARNED, {}, 2, sources, trained_on, mine))
+        estimate = _estimate(label, learned)
+        plans.append(MethodPlan(label, LEARNED, estimate, _forwards(estimate), sources, trained_on, mine))
     return plans, notes
 
 
@@ -120,22 +122,40 @@ def _plan_controls(
     """Every control with the labels of the tuners that it is of, and why others are missing."""
     planned, notes = [], []
     for name in CONTROLS if config.controls is None else config.controls:
-        groups: dict[tuple[str, ...], tuple[tuple[TunerSource, ...], list[str]]] = {}
+        groups: dict[tuple[str, ...], tuple[tuple[TunerSource, ...], dict[str, Any], list[str]]] = {}
         missing: dict[str, list[str]] = {}
         for label, learned in tuners.items():
             sources = _sources(name, config.folders(label), learned, bench)
             if isinstance(sources, str):
                 missing.setdefault(sources, []).append(label)
                 continue
-            digests = tuple(source.digest for source in sources)
-            groups.setdefault(digests, (sources, []))[1].append(label)
+            estimate = _estimate(label, learned)
+            same = (*(source.digest for source in sources), json.dumps(estimate))
+            groups.setdefault(same, (sources, estimate, []))[2].append(label)
         alone = len(groups) == 1
-        for sources, labels in groups.values():
+        for sources, estimate, labels in groups.values():
             shown = name if alone else f"{name}-{'+'.join(labels)}"
             optimizer = "mezo" if name == "biases-only" else LEARNED
-            planned.append((MethodPlan(shown, optimizer, {}, 2, sources, kind=name), labels))
+            plan = MethodPlan(shown, optimizer, estimate, _forwards(estimate), sources, kind=name)
+            planned.append((plan, labels))
         notes += [f"no control {name} of {', '.join(labels)}: {why}" for why, labels in missing.items()]
     return planned, notes
+
+
+def _estimate(label: str, learned: Sequence[Tuner]) -> dict[str, Any]:
+    """How the label's tuners are to be used, and so their controls: directions and estimator, where they say."""
+    estimates = [tuner.config.recommended.estimate for tuner in learned]
+    if any(estimate != estimates[0] for estimate in estimates):
+        raise UsageError(
+            f"the tuners of {label} recommend different directions or estimators",
+            "Give each kind a label of its own.",
+        )
+    return estimates[0]
+
+
+def _forwards(estimate: Mapping[str, Any]) -> int:
+    """Forwards a step of the learned method."""
+    return get_optimizer("mezo", **estimate).forwards
 
 
 def _sources(

@@ -42,7 +42,12 @@ class Plan:
     def describe(self) -> list[str]:
         """One line for each value that came from elsewhere than the user."""
         values = {**self.config.to_dict(), **self.config.hyper}
-        return [f"{name} {values[name]:g}: {source}" for name, source in self.sources.items()]
+        shown = {
+            name: value if isinstance(value, str) else f"{value:g}"
+            for name, value in values.items()
+            if name in self.sources
+        }
+        return [f"{name} {shown[name]}: {source}" for name, source in self.sources.items()]
 
 
 def plan(
@@ -76,6 +81,11 @@ def plan(
         # A tuner's learning rate is for steps of −η·c·z: under another update rule it would be of another length.
         source = None if key == "lr" and "update" in getattr(kind, "parts", ()) else tuner
         hyper[key], sources[key] = _setting(key, hyper.get(key), source, kind.model_fields[key].default)
+    if name == LEARNED and tuner is not None:
+        for key, value in tuner.config.recommended.estimate.items():
+            # The learning rate is for just so many directions, so they come together or not at all.
+            if key not in hyper:
+                hyper[key], sources[key] = value, "recommended by the tuner"
     if any(key.endswith("_schedule") for key in hyper):
         hyper.setdefault("schedule_steps", config.steps)
     if name != LEARNED and name not in FIRST_ORDER:

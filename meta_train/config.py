@@ -147,12 +147,16 @@ class MetaTrainConfig(Config):
     structure_storage: Literal["float16", "float32"] = Field(
         "float16", description="How the structure is stored: half the bytes, or exactly."
     )
-    step_size: Literal["none", "curvature"] = Field(
+    step_size: Literal["none", "curvature", "slopes"] = Field(
         "none",
         description="Step-size head: none, or a learning rate that follows the curvature measured by an occasional"
-        " third forward.",
+        " third forward, or the slopes that are measured anyway.",
     )
-    step_size_every: int = Field(10, ge=1, le=2**20, description="Steps between two of its forwards.")
+    step_size_every: int = Field(10, ge=1, le=2**20, description="Steps between two forwards of the kind curvature.")
+    step_size_power: float = Field(
+        1.0, ge=0, le=4, description="Of the kind slopes: 1 keeps steps as long as they were, 2 is for their curvature."
+    )
+    step_size_decay: float = Field(0.9, ge=0, lt=1, description="Of the kind slopes: weight of the past in its mean.")
     save_every: int = Field(200, ge=1, description="Steps between checkpoints.")
     log_every: int = Field(10, ge=1, description="Steps between reports.")
     keep_noise_mib: int = Field(
@@ -162,7 +166,13 @@ class MetaTrainConfig(Config):
         None,
         gt=0,
         allow_inf_nan=False,
-        description="Learning rate to recommend in the tuner; empty: a quarter of the lookahead's.",
+        description="Learning rate to recommend in the tuner; empty: a quarter of the lookahead's, times the directions.",
+    )
+    recommended_directions: int = Field(
+        1, ge=1, le=2**16, description="Directions a step to recommend in the tuner; nothing is learned with them."
+    )
+    recommended_estimator: Literal["central", "one-sided"] = Field(
+        "central", description="Estimator to recommend: two forwards a direction, or one and one more for all of them."
     )
 
     @field_validator("noise")
@@ -178,6 +188,8 @@ class MetaTrainConfig(Config):
             raise ValueError("a structure is learned from the closed form's backward passes; meta_gradient is another")
         if self.objective == "expected" and self.meta_gradient != "closed-form":
             raise ValueError("the expected objective unrolls nothing; leave meta_gradient at closed-form")
+        if self.step_size == "curvature" and self.recommended_estimator != "central":
+            raise ValueError("the step-size head curvature needs both sides; step_size slopes does not")
         if self.structure_from == "signal" and self.structure != "none":
             if self.objective != "expected":
                 raise ValueError("structure_from signal compares the minibatches of objective expected; set it too")

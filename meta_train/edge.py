@@ -1,4 +1,4 @@
-"""A learning rate near the edge of what MeZO stands, from the loss's curvature along random directions."""
+"""Curvature and slopes of the loss along random directions, and a learning rate near the edge of what MeZO stands."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from itertools import islice
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -25,7 +26,24 @@ EDGE = 0.2
 _PROBES, _PROBES_EACH = 16, 4
 
 
-def edge_rate(
+class Measured(NamedTuple):
+    """What directions of a tuner, or of plain noise, meet on the tasks.
+
+    Attributes:
+        curvature: mean |zᵀHz|.
+        slope: root mean square of c.
+    """
+
+    curvature: float
+    slope: float
+
+    @property
+    def edge(self) -> float:
+        """0.2 / mean |zᵀHz|."""
+        return EDGE / self.curvature
+
+
+def measure(
     perturber: Perturber,
     model: nn.Module,
     tasks: Sequence[Task],
@@ -34,19 +52,19 @@ def edge_rate(
     seed: int,
     structure: BoundStructure | None = None,
     scales: Tensor | None = None,
-) -> float:
-    """0.2 / mean |uᵀHu|, with uᵀHu = (L(θ + εu) + L(θ − εu) − 2·L(θ)) / ε² and ε = 1e-3.
+) -> Measured:
+    """zᵀHz = (L(θ + εz) + L(θ − εz) − 2·L(θ)) / ε² and c = (L(θ + εz) − L(θ − εz)) / 2ε with ε = 1e-3.
 
-    The absolute value makes the rate err on the low side where curvatures of both signs cancel.
+    The absolute value of the curvature makes rates err on the low side where curvatures of both signs cancel.
 
     Args:
-        structure: of the directions u; they are N(0, I) without one.
+        structure: of the directions z; they are N(0, I) without one.
         scales: ν·σ [B], which multiply them by block; 1 without.
 
     Raises:
         UsageError: the losses are not finite, or there is no curvature to be seen.
     """
-    epsilon, values = 1e-3, []
+    epsilon, values, squares = 1e-3, [], []
     each = max(_PROBES_EACH, -(-_PROBES // len(tasks)))
     for number, task in enumerate(tasks):
         stream = task.train_batches(batch_size, derived_seed("edge", seed, task.name))
@@ -62,10 +80,22 @@ def edge_rate(
 
             both = [perturber.evaluate(partial(shift, scale=scale), objective) for scale in (epsilon, -epsilon)]
             values.append(abs(sum(both) - 2 * objective()) / epsilon**2)
+            squares.append(((both[0] - both[1]) / (2 * epsilon)) ** 2)
     curvature = math.fsum(values) / len(values) if values else math.nan
     if not math.isfinite(curvature) or curvature <= 0:
         raise UsageError(
             "no lookahead_lr is given, and the loss shows no finite curvature to choose one by",
             "Set lookahead_lr, about the largest learning rate at which MeZO is stable.",
         )
-    return EDGE / curvature
+    return Measured(curvature, math.sqrt(math.fsum(squares) / len(squares)))
+
+
+def edge_rate(
+    perturber: Perturber, model: nn.Module, tasks: Sequence[Task], batch_size: int, noise: Noise, seed: int
+) -> float:
+    """0.2 / mean |uᵀHu| along plain noise.
+
+    Raises:
+        UsageError: as of :func:`measure`.
+    """
+    return measure(perturber, model, tasks, batch_size, noise, seed).edge

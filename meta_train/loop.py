@@ -358,8 +358,14 @@ class _Run:
                 "model_bytes": model_bytes(self.blocks),
                 "edge_lr": parts.edge,
             }
-        lr = config.recommended_lr or parts.edge / 4
-        recommended = Recommended(lr=lr, epsilon=config.epsilon, batch_size=config.batch_size)
+        recommended = Recommended(
+            # A mean over n directions has an n-th of the variance, which is what limits the rate.
+            lr=config.recommended_lr or parts.edge / 4 * config.recommended_directions,
+            epsilon=config.epsilon,
+            batch_size=config.batch_size,
+            directions=config.recommended_directions,
+            estimator=config.recommended_estimator,
+        )
         tuner_config = self.tuner.config.model_copy(update={"recommended": recommended, "step_rule": parts.rule})
         self.tuner.network.requires_grad_(False)
         tuner = Tuner(tuner_config, self.tuner.network, provenance).structured(parts.structure)

@@ -10,7 +10,7 @@ from torch import nn
 
 from meta_train import report
 from meta_train.config import MetaTrainConfig
-from meta_train.edge import EDGE, edge_rate
+from meta_train.edge import Measured, measure
 from meta_train.moments import model_bytes
 from zoft.blocks import Blocks
 from zoft.noise import get_noise
@@ -63,17 +63,24 @@ def learned_parts(run: FinishedRun) -> LearnedParts:
     config = run.config
     if run.moments is None and config.step_size == "none" and config.objective == "lookahead":
         return LearnedParts(None, None, run.lookahead_lr)
-    plain = _edge(run, None, learned=False)
-    structure = _structure(run, plain) if run.moments is not None else None
-    mine = _edge(run, structure, learned=True)
-    rule = None
-    if config.step_size != "none":
-        rule = StepRuleConfig(kind=config.step_size, curvature=EDGE / mine, every=config.step_size_every)
-    return LearnedParts(structure, rule, run.lookahead_lr * mine / plain)
+    plain = _measured(run, None, learned=False)
+    structure = _structure(run, plain.edge) if run.moments is not None else None
+    mine = _measured(run, structure, learned=True)
+    return LearnedParts(structure, _step_rule(config, mine), run.lookahead_lr * mine.edge / plain.edge)
 
 
-def _edge(run: FinishedRun, structure: Structure | None, learned: bool) -> float:
-    """The rate at the edge with that structure, and the learned σ or 1."""
+def _step_rule(config: MetaTrainConfig, measured: Measured) -> StepRuleConfig | None:
+    """The step-size head: what it goes by as it was measured."""
+    if config.step_size == "none":
+        return None
+    if config.step_size == "slopes":
+        decay, power = config.step_size_decay, config.step_size_power
+        return StepRuleConfig(kind="slopes", slope=measured.slope, power=power, decay=decay)
+    return StepRuleConfig(kind="curvature", curvature=measured.curvature, every=config.step_size_every)
+
+
+def _measured(run: FinishedRun, structure: Structure | None, learned: bool) -> Measured:
+    """Along directions with that structure, and the learned σ or 1."""
     bound = structure.bind(run.blocks.names, run.blocks.shapes) if structure is not None else None
     scales = None
     if learned:
@@ -81,7 +88,7 @@ def _edge(run: FinishedRun, structure: Structure | None, learned: bool) -> float
             sigma = torch.stack([history["sigma"] for history in run.histories]).log().mean(0).exp()
             scales = replace(run.bound, structure=bound).scales(sigma, run.blocks)
     config, noise = run.config, get_noise(run.config.noise)
-    return edge_rate(run.perturber, run.model, run.tasks, config.batch_size, noise, config.seed, bound, scales)
+    return measure(run.perturber, run.model, run.tasks, config.batch_size, noise, config.seed, bound, scales)
 
 
 def _structure(run: FinishedRun, plain: float) -> Structure:
@@ -91,7 +98,7 @@ def _structure(run: FinishedRun, plain: float) -> Structure:
     """
     share = run.config.structure_share
     if share is None:
-        both = 1 / _edge(run, run.moments.structure(0.5), learned=False)
+        both = 1 / _measured(run, run.moments.structure(0.5), learned=False).edge
         learned = max(2 * both - 1 / plain, 0.01 / plain)  # an estimate of a difference, which may be negative
         share = 1 / (1 + learned * plain)
     structure: Structure = run.moments.structure(share)

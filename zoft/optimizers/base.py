@@ -78,7 +78,8 @@ class ZOOptimizer(Config):
     def _possible(self) -> Self:
         if self.estimator in self.refuses:
             raise ValueError(f"{self.name} cannot use the estimator {self.estimator}: {self.refuses[self.estimator]}")
-        if self.tuner is not None and self.tuner.step_rule is not None and self.estimator != "central":
+        rule = self.tuner.step_rule if self.tuner is not None else None
+        if rule is not None and rule.two_sided and self.estimator != "central":
             raise ValueError(
                 f"the tuner's step-size head needs the losses on both sides, and the estimator is {self.estimator}"
             )

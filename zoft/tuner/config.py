@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -58,6 +58,17 @@ class Recommended(Config):
     lr: float | None = Field(None, gt=0, description="Learning rate η.")
     epsilon: float = Field(1e-3, gt=0, description="Perturbation scale ε.")
     batch_size: int = Field(16, ge=1, le=2**31, description="Examples a step.")
+    directions: int = Field(1, ge=1, le=2**16, description="Directions a step averages over.")
+    estimator: Literal["central", "one-sided"] = Field(
+        "central", description="c along each direction from the losses on both sides, or from one and that at θ."
+    )
+
+    @property
+    def estimate(self) -> dict[str, Any]:
+        """The hyper-parameters ``directions`` and ``estimator``; empty where they are what every method begins with."""
+        default = type(self)()
+        values = {"directions": self.directions, "estimator": self.estimator}
+        return {} if all(getattr(default, key) == value for key, value in values.items()) else values
 
 
 #: Sections that a tuner may lack.

@@ -1,56 +1,84 @@
-"""The step-size head: the learning rate follows the curvature that an occasional third forward measures.
+"""The step-size head: the learning rate follows what the losses of a run say, so that one rate does for many tasks.
 
 A step θ − η·c·z with z of covariance S and c = g_bᵀz, g_b the minibatch's gradient and g its mean, changes the loss by
 
     E ΔL ≈ −η·gᵀSg + ½·η²·E[c²·zᵀHz],    E[c²·zᵀHz] = E[g_bᵀSg_b]·tr(SH) + 2·E[g_bᵀSHSg_b] ≈ E[c²]·tr(SH)
 
 (the last where no single direction has much of tr(SH)), which is least at η* = ρ / tr(SH) with ρ = gᵀSg / E[c²], the
-part of c's variance that is signal. What differs between tasks, models and moments of a run is tr(SH), and that can be
-measured: zᵀHz ≈ (L₊ + L₋ − 2·L₀)/ε² has the mean tr(SH), for one forward more. ρ cannot be had from one batch a step
-and is left in the learning rate. So the rule multiplies the learning rate η, which was found at the curvature T*, by
-T*/T with T a running mean of |zᵀHz|: a rate that holds for one task holds for others.
+part of c's variance that is signal. What differs between tasks, models and moments of a run is tr(SH); ρ cannot be had
+from one batch a step and is left in the learning rate. There are two kinds of rule, :data:`STEP_RULES`:
 
-The absolute value errs on the low side where curvatures of both signs cancel. Next to it, c's variance bounds a single
-step: a c far beyond its own root mean square, as a steep or broken batch gives it, counts as so many of them.
+- *curvature* measures it: zᵀHz ≈ (L₊ + L₋ − 2·L₀)/ε² has the mean tr(SH), for one forward more now and then. The
+  learning rate η, which was found at the curvature T*, is multiplied by T*/T with T a running mean of |zᵀHz|. The
+  absolute value errs on the low side where curvatures of both signs cancel. Next to it, c's variance bounds a single
+  step: a c far beyond its own root mean square counts as so many of them.
+- *slopes* costs no forward: E[c²] itself is nearly a curvature, since the Hessian of a cross-entropy near a trained
+  model is close to its Fisher matrix, whose trace over S and the batch size is what E[c²] is but for the signal. The
+  learning rate is multiplied by (c*/c̄)^p with c̄ the running root mean square of c, the present step included: p = 2 is
+  that argument, p = 1 makes all steps as long as they were when the rate was found. Either way a run whose losses grow
+  takes smaller steps, where plain SPSA takes larger ones.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from zoft.config import Config
 from zoft.step import Probe, State
 
 _CURVATURE, _SLOPES = "tuner/curvature", "tuner/slopes"
 
+#: The kinds, each with the setting that it cannot do without.
+STEP_RULES = {"curvature": "curvature", "slopes": "slope"}
+
 
 class StepRuleConfig(Config):
     """The step-size head of a tuner."""
 
-    kind: Literal["curvature"] = Field("curvature", description="What the rule goes by.")
-    curvature: float = Field(gt=0, le=1e30, description="Mean |zᵀHz| T* at which the learning rate was found.")
+    kind: Literal["curvature", "slopes"] = Field("curvature", description="What the rule goes by.")
+    curvature: float | None = Field(
+        None, gt=0, le=1e30, description="Of the kind curvature: mean |zᵀHz| T* at which the learning rate was found."
+    )
+    slope: float | None = Field(
+        None, gt=0, le=1e15, description="Of the kind slopes: root mean square c* of c at which it was found."
+    )
+    power: float = Field(1.0, ge=0, le=4, description="Of the kind slopes: the exponent p.")
     every: int = Field(10, ge=1, le=2**20, description="Steps between two forwards at θ, the first at step 0.")
-    decay: float = Field(0.8, ge=0, lt=1, description="Weight of the past in the running mean T, which begins at T*.")
+    decay: float = Field(0.8, ge=0, lt=1, description="Weight of the past in the running mean, T* or c* at first.")
     reach: float = Field(16.0, ge=1, le=2**20, description="The learning rate is at most so many times more or less.")
     largest_slope: float = Field(
-        3.0, gt=0, le=2**20, description="A |c| beyond so many of its root mean square counts as that."
+        3.0, gt=0, le=2**20, description="Of the kind curvature: a |c| beyond so many of its root mean square is cut."
     )
+
+    @model_validator(mode="after")
+    def _has_what_it_needs(self) -> Self:
+        for kind, name in STEP_RULES.items():
+            if (getattr(self, name) is None) == (kind == self.kind):
+                raise ValueError(f"the kind {kind} needs {name}, and no other kind has it")
+        return self
+
+    @property
+    def two_sided(self) -> bool:
+        """Whether it needs the losses on both sides."""
+        return self.kind == "curvature"
 
     def measures(self, step: int) -> bool:
         """Whether a step measures the loss at θ too."""
-        return step % self.every == 0
+        return self.kind == "curvature" and step % self.every == 0
 
     def forwards(self, steps: int) -> int:
         """Forwards at θ in the first ``steps`` steps."""
-        return -(-steps // self.every)
+        return -(-steps // self.every) if self.kind == "curvature" else 0
 
     def init(self) -> State:
-        """T* and a mean c² of 0 from no step, float64 on the CPU."""
+        """T* or c*² as if it had been measured, and a mean c² of 0 from no step; float64 on the CPU."""
+        if self.slope is not None:
+            return {_SLOPES: torch.tensor([1.0, self.slope**2], dtype=torch.float64)}
         return {
             _CURVATURE: torch.tensor(self.curvature, dtype=torch.float64),
             _SLOPES: torch.zeros(2, dtype=torch.float64),
@@ -58,18 +86,31 @@ class StepRuleConfig(Config):
 
     def rate(self, state: State, probes: Sequence[Probe]) -> float:
         """What multiplies the learning rate in the step of ``probes``; leaves ``state`` as it is."""
-        factor = min(max(self.curvature / self._mean(state, probes), 1 / self.reach), self.reach)
+        if self.slope is not None:
+            mean = math.sqrt(self._mean_square(state, probes))
+            return self._bounded((self.slope / mean) ** self.power if mean > 0 else self.reach)
+        factor = self._bounded((self.curvature or 0.0) / self._mean(state, probes))
         count, squares = state[_SLOPES].tolist()
         slope = math.sqrt(_square(probes))
         limit = self.largest_slope * math.sqrt(squares / count) if count else math.inf
         return factor * limit / slope if slope > limit > 0 else factor
 
+    def _bounded(self, factor: float) -> float:
+        return min(max(factor, 1 / self.reach), self.reach)
+
     def end(self, state: State, probes: Sequence[Probe]) -> None:
         """The running means with what the step measured."""
+        if self.slope is not None:
+            state[_SLOPES][1] = self._mean_square(state, probes)
+            return
         state[_CURVATURE].fill_(self._mean(state, probes))
         count, squares = state[_SLOPES].tolist()
         keep = 1 - 1 / min(count + 1, 10 * self.every)  # a mean over all steps at first, then over recent ones
         state[_SLOPES].copy_(torch.tensor([keep * count + 1, keep * squares + _square(probes)], dtype=torch.float64))
+
+    def _mean_square(self, state: State, probes: Sequence[Probe]) -> float:
+        """c̄² with this step's."""
+        return self.decay * float(state[_SLOPES][1]) + (1 - self.decay) * _square(probes)
 
     def _mean(self, state: State, probes: Sequence[Probe]) -> float:
         """T with this step's measurement, where there is one."""
