@@ -166,7 +166,7 @@ class MetaTrainConfig(Config):
         None,
         gt=0,
         allow_inf_nan=False,
-        description="Learning rate to recommend in the tuner; empty: a quarter of the lookahead's, times the directions.",
+        description="Learning rate to recommend in the tuner; empty: a quarter of the lookahead's a direction.",
     )
     recommended_directions: int = Field(
         1, ge=1, le=2**16, description="Directions a step to recommend in the tuner; nothing is learned with them."
