@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from meta_train.config import INCIDENTAL, MetaTrainConfig
+from meta_train.config import INCIDENTAL, MetaTrainConfig, recipe
 from zoft.blocks import Blocks
 from zoft.errors import ArtifactError, UsageError
 from zoft.noise import spans
@@ -126,7 +126,7 @@ def require_same(folder: Path, there: Mapping[str, Any], asked: Mapping[str, Any
 
 
 #: What a run did in whose record a field is missing, because it was made before there was one.
-_DEFAULTS = MetaTrainConfig().to_dict()
+_DEFAULTS = MetaTrainConfig.load(base=recipe("lookahead")).to_dict()
 
 
 def _differences(there: Any, asked: Any, path: str = "") -> Iterator[str]:

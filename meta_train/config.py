@@ -23,7 +23,7 @@ INCIDENTAL = ("save_every", "log_every", "keep_noise_mib")
 class MetaTrainConfig(Config):
     """How a tuner is learned. The defaults are those of the recipe ``default``."""
 
-    steps: int = Field(800, ge=1, description="Meta-training steps, over all tasks together.")
+    steps: int = Field(600, ge=1, description="Meta-training steps, over all tasks together.")
     batch_size: int = Field(16, ge=1, description="Examples a minibatch.")
     epsilon: float = Field(1e-3, gt=0, allow_inf_nan=False, description="Perturbation scale ε.")
     seed: int = Field(0, ge=0, description="Seed of the networks, the data order, the task order and the noise.")
@@ -38,7 +38,7 @@ class MetaTrainConfig(Config):
         True, description="Whether the meta-gradient flows through the σ that one lookahead step feeds to the next."
     )
     objective: Literal["lookahead", "expected"] = Field(
-        "lookahead",
+        "expected",
         description="What the networks learn by: the loss after a sampled lookahead, or the decrease of it that a"
         " step's scales give in expectation, from the gradients of several minibatches.",
     )
@@ -91,7 +91,7 @@ class MetaTrainConfig(Config):
     )
     network_optimizer: Literal["sgd", "adam"] = Field("adam", description="Optimizer of the PertNNs.")
     network_lr: float | None = Field(
-        5e-4,
+        2e-3,
         gt=0,
         allow_inf_nan=False,
         description="Learning rate of the PertNNs; empty: 0.1 with one task, 0.05 with several.",
@@ -106,17 +106,17 @@ class MetaTrainConfig(Config):
         description="Non-finite meta-losses in a row before the weights go back to the base's; twice as many give up.",
     )
     structure: Literal["none", "scales", "low-rank"] = Field(
-        "none",
+        "scales",
         description="Learned structure within the blocks, from second moments of the gradients along the trajectories:"
         " none, row and column scales of every matrix, or a low rank.",
     )
     structure_from: Literal["energy", "signal"] = Field(
-        "energy",
+        "signal",
         description="What scales are learned from: the gradients' second moments, or what of them is the same on"
         " different minibatches, over what is not; that needs the expected objective.",
     )
     structure_share: float | None = Field(
-        None,
+        0.9,
         ge=0,
         le=1,
         description="Share a of the learned part in each block's covariance; empty: so much that it meets as much"
@@ -129,7 +129,7 @@ class MetaTrainConfig(Config):
         description="Rank of each side of a low-rank structure; empty: the largest within 2 % of the model's bytes.",
     )
     structure_power: float = Field(
-        1.0,
+        2.0,
         allow_inf_nan=False,
         description="Exponent of the moments: 1 samples directions in proportion to their gradients' energy, 0 evenly.",
     )
@@ -148,13 +148,13 @@ class MetaTrainConfig(Config):
         "float16", description="How the structure is stored: half the bytes, or exactly."
     )
     step_size: Literal["none", "curvature", "slopes"] = Field(
-        "none",
+        "slopes",
         description="Step-size head: none, or a learning rate that follows the curvature measured by an occasional"
         " third forward, or the slopes that are measured anyway.",
     )
     step_size_every: int = Field(10, ge=1, le=2**20, description="Steps between two forwards of the kind curvature.")
     step_size_power: float = Field(
-        1.0, ge=0, le=4, description="Of the kind slopes: 1 keeps steps as long as they were, 2 is for their curvature."
+        2.0, ge=0, le=4, description="Of the kind slopes: 1 keeps steps as long as they were, 2 is for their curvature."
     )
     step_size_decay: float = Field(0.9, ge=0, lt=1, description="Of the kind slopes: weight of the past in its mean.")
     save_every: int = Field(200, ge=1, description="Steps between checkpoints.")
@@ -169,10 +169,10 @@ class MetaTrainConfig(Config):
         description="Learning rate to recommend in the tuner; empty: a quarter of the lookahead's a direction.",
     )
     recommended_directions: int = Field(
-        1, ge=1, le=2**16, description="Directions a step to recommend in the tuner; nothing is learned with them."
+        8, ge=1, le=2**16, description="Directions a step to recommend in the tuner; nothing is learned with them."
     )
     recommended_estimator: Literal["central", "one-sided"] = Field(
-        "central", description="Estimator to recommend: two forwards a direction, or one and one more for all of them."
+        "one-sided", description="Estimator to recommend: two forwards a direction, or one and one more for all of them."
     )
 
     @field_validator("noise")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from meta_train import MetaTrainConfig, meta_train
+from meta_train import MetaTrainConfig, meta_train, recipe
 from tests.tiny import tiny_model, tiny_tokenizer
 from zoft.tasks.base import Example, TextTask
 from zoft.tasks.lm import LMTask
@@ -26,6 +26,7 @@ def learn(family: str, tied: bool, way: str) -> list[torch.Tensor]:
     task = LMTask(Colours(), tiny_tokenizer(kind), kind)
     config = MetaTrainConfig.build(
         {
+            **recipe("lookahead"),
             "steps": 4,
             "batch_size": 4,
             "lookahead_steps": 3,

@@ -37,7 +37,9 @@ def regression(name: str = "sum", column: int = 0) -> FunctionTask:
 
 def small(**changes) -> MetaTrainConfig:
     values = {"steps": 12, "lookahead_steps": 2, "lookahead_lr": 1e-2, "inner_lr": 1e-2, "restart_every": 5, **changes}
-    return MetaTrainConfig.build({"network": {"hidden": 6}, "save_every": 4, "log_every": 4, **values})
+    return MetaTrainConfig.build(
+        {**recipe("lookahead"), "network": {"hidden": 6}, "save_every": 4, "log_every": 4, **values}
+    )
 
 
 def weights(tuner: zoft.Tuner) -> dict[str, torch.Tensor]:
@@ -340,7 +342,7 @@ def test_the_lookahead_rate_is_measured_where_it_is_not_given():
 
 
 def test_recipes_are_valid_and_every_field_is_explained():
-    assert sorted(RECIPES) == ["default", "paper"]
+    assert sorted(RECIPES) == ["default", "lookahead", "paper"]
     configs = {name: MetaTrainConfig.load(base=recipe(name)) for name in RECIPES}
     assert configs["default"] == MetaTrainConfig()
     paper = configs["paper"]

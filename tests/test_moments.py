@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from meta_train import MetaTrainConfig, checkpoint, meta_train
+from meta_train import MetaTrainConfig, checkpoint, meta_train, recipe
 from meta_train.moments import Moments
 from tests.models import build, randn
 from zoft.blocks import Blocks
@@ -58,6 +58,7 @@ def config(kind: str, **changes: Any) -> MetaTrainConfig:
     """A short run."""
     return MetaTrainConfig(
         **{
+            **recipe("lookahead"),
             "steps": 6,
             "lookahead_lr": 1e-3,
             "lookahead_steps": 2,
@@ -179,7 +180,7 @@ def test_a_run_from_before_there_were_structures_is_still_this_run(tmp_path: Pat
 
 def test_refusals() -> None:
     with pytest.raises(UsageError, match="closed form's backward passes"):
-        MetaTrainConfig.build({"structure": "scales", "meta_gradient": "higher"})
+        MetaTrainConfig.build({**recipe("lookahead"), "structure": "scales", "meta_gradient": "higher"})
     with pytest.raises(UsageError, match="structure: input should be"):
         MetaTrainConfig.build({"structure": "kronecker"})
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from meta_train import MetaTrainConfig, checkpoint, meta_train
+from meta_train import MetaTrainConfig, checkpoint, meta_train, recipe
 from meta_train.signal import Signal, batch_gradients
 from meta_train.signal_scales import SignalScales
 from tests.models import build, randn
@@ -166,7 +166,9 @@ def test_what_is_planted_is_found() -> None:
 
 
 def test_the_lookahead_is_as_it_was_and_sees_no_signal() -> None:
-    tuner = meta_train(build(Net), [task()], config(objective="lookahead", structure="none", steps=3))
+    tuner = meta_train(
+        build(Net), [task()], MetaTrainConfig.build({**recipe("lookahead"), "lookahead_lr": 1e-4, "steps": 3})
+    )
     assert tuner.structure is None
     assert tuner.config.recommended.lr == 1e-4 / 4
 
@@ -186,9 +188,10 @@ def test_interrupted_and_resumed_gives_the_bits_of_a_straight_run(source: str, t
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"objective": "expected", "meta_gradient": "higher"}, "unrolls nothing"),
-        ({"structure": "scales", "structure_from": "signal"}, "objective expected"),
-        ({"objective": "expected", "structure": "low-rank", "structure_from": "signal"}, "learns scales"),
+        ({"structure": "none", "meta_gradient": "higher"}, "unrolls nothing"),
+        ({"objective": "lookahead"}, "objective expected"),
+        ({"structure": "low-rank"}, "learns scales"),
+        ({"step_size": "curvature"}, "needs both sides"),
         ({"gradient_batches": 1}, "greater than or equal to 2"),
     ],
 )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import zoft
-from meta_train import MetaTrainConfig, meta_train
+from meta_train import MetaTrainConfig, meta_train, recipe
 from tests.models import TiedLM, build
 from zoft.errors import ArtifactError, UsageError
 from zoft.noise import Key
@@ -159,8 +159,9 @@ def test_the_artifact(tmp_path: Path) -> None:
 def test_meta_training_measures_the_curvature_of_its_tasks() -> None:
     model = Bowl(3.0)
     task = FunctionTask("bowl", [None], lambda model, batch: model.loss())
-    settings = MetaTrainConfig(steps=2, lookahead_steps=1, step_size="curvature", step_size_every=5)
-    rule = meta_train(model, [task], settings).config.step_rule
+    settings = {**recipe("lookahead"), "steps": 2, "lookahead_steps": 1}
+    asked = {**settings, "step_size": "curvature", "step_size_every": 5}
+    rule = meta_train(model, [task], MetaTrainConfig.build(asked)).config.step_rule
     assert rule is not None
     assert rule.every == 5
     assert rule.curvature == pytest.approx(300, rel=0.1)
