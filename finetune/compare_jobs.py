@@ -10,7 +10,7 @@ from finetune.compare_config import CompareConfig
 from finetune.compare_run import Bench, RunSpec, run_spec
 from finetune.methods import MethodPlan
 from finetune.report import Chosen, number
-from finetune.sweep import Job, Record, Search, grid_lr, searched
+from finetune.sweep import Job, Record, Search, grid_lr, nearest_index, searched
 
 TUNED, UNTUNED, GIVEN = "tuned", "untuned", "given"
 
@@ -124,11 +124,12 @@ class Jobs:
         self, method: MethodPlan, tasks: Sequence[str], forwards: int, score: Callable[[Sequence[Record]], float]
     ) -> Job[RunSpec, Search]:
         """Search the grid by the score of an index's runs on ``tasks`` with all selection seeds and all tuners."""
-        start = self._config.lr_start
+        start, reach = self._config.lr_start, self._config.lr_reach
         return searched(
-            self._config.lr_reach,
+            reach,
             lambda index: self.specs(method, tasks, grid_lr(start, index), forwards, False),
             score,
+            nearest_index(start, method.begin, reach) if method.begin is not None else 0,
         )
 
 

@@ -7,6 +7,7 @@ Each is a function of the tuner, the base at its initial weights and a seed, in 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
@@ -57,12 +58,13 @@ def random_basis(tuner: Tuner, model: nn.Module, seed: int) -> Tuner | str:
 
 
 def biases_only(tuner: Tuner, model: nn.Module, seed: int) -> Tuner | str:
-    """Plain MeZO on the parameters of one dimension alone: biases and the weights of norms."""
+    """MeZO on biases and the weights of norms alone: what has one dimension; with the tuner's step-size head."""
     sizes = {block.parameter.ndim < 2 for block in Blocks.of(model)}
     if len(sizes) < 2:
         return f"{'every' if True in sizes else 'no'} parameter of the base has one dimension"
     plain = Tuner.untrained(model)
-    return VectorsTuner(plain.config, plain.network)
+    config = plain.config.model_copy(update={"step_rule": tuner.config.step_rule})
+    return VectorsTuner(config, plain.network)
 
 
 #: Every control by its name, in the order of the tables; ``compare_config.CONTROL_NAMES`` has the names without torch.
@@ -127,7 +129,9 @@ class VectorsTuner(Tuner):
     @property
     def digest(self) -> str:
         """Of the blocks' names and shapes and of the mask."""
-        return _marked(self.config.blocks.signature, "biases-only")
+        rule = self.config.step_rule
+        named = f":{json.dumps(rule.to_dict(), sort_keys=True)}" if rule is not None else ""
+        return _marked(self.config.blocks.signature, f"biases-only{named}")
 
     def bind(self, model: nn.Module, batch_size: int | None = None) -> BoundTuner:
         """The mask of ``model``'s blocks."""
@@ -139,7 +143,7 @@ class VectorsTuner(Tuner):
 @dataclass(frozen=True, eq=False)
 class _VectorsBound(BoundTuner):
     def init(self, blocks: Blocks) -> State:
-        return {}
+        return self.step_rule.init() if self.step_rule is not None else {}
 
     def begin(self, state: State, blocks: Blocks) -> None:
         pass
@@ -148,4 +152,5 @@ class _VectorsBound(BoundTuner):
         return 1.0 if block.parameter.ndim < 2 else 0.0
 
     def end(self, state: State, probes: Sequence[Probe]) -> None:
-        pass
+        if self.step_rule is not None:
+            self.step_rule.end(state, probes)

@@ -31,6 +31,7 @@ class MethodPlan:
         trained_on: the tasks that its tuners were meta-trained on.
         controls: of a tuner, the labels of its controls.
         kind: of a control, its name in :data:`finetune.controls.CONTROLS`.
+        begin: where the search of its learning rate begins: what its tuner recommends; None is lr_start.
     """
 
     label: str
@@ -41,6 +42,7 @@ class MethodPlan:
     trained_on: tuple[str, ...] = ()
     controls: tuple[str, ...] = ()
     kind: str | None = None
+    begin: float | None = None
 
     @property
     def is_learned(self) -> bool:
@@ -112,7 +114,9 @@ def plan_methods(config: CompareConfig, bench: Bench) -> tuple[list[MethodPlan],
         trained_on = tuple(dict.fromkeys(task for tuner in learned for task in tuner.provenance.get("tasks", ())))
         mine = tuple(control.label for control, labels in controls if label in labels)
         estimate = _estimate(label, learned)
-        plans.append(MethodPlan(label, LEARNED, estimate, _forwards(estimate), sources, trained_on, mine))
+        plans.append(
+            MethodPlan(label, LEARNED, estimate, _forwards(estimate), sources, trained_on, mine, begin=_begin(learned))
+        )
     return plans, notes
 
 
@@ -123,6 +127,7 @@ def _plan_controls(
     planned, notes = [], []
     for name in CONTROLS if config.controls is None else config.controls:
         groups: dict[tuple[str, ...], tuple[tuple[TunerSource, ...], dict[str, Any], list[str]]] = {}
+        begins: dict[tuple[str, ...], float | None] = {}
         missing: dict[str, list[str]] = {}
         for label, learned in tuners.items():
             sources = _sources(name, config.folders(label), learned, bench)
@@ -132,11 +137,12 @@ def _plan_controls(
             estimate = _estimate(label, learned)
             same = (*(source.digest for source in sources), json.dumps(estimate))
             groups.setdefault(same, (sources, estimate, []))[2].append(label)
+            begins.setdefault(same, _begin(learned))
         alone = len(groups) == 1
-        for sources, estimate, labels in groups.values():
+        for same, (sources, estimate, labels) in groups.items():
             shown = name if alone else f"{name}-{'+'.join(labels)}"
             optimizer = "mezo" if name == "biases-only" else LEARNED
-            plan = MethodPlan(shown, optimizer, estimate, _forwards(estimate), sources, kind=name)
+            plan = MethodPlan(shown, optimizer, estimate, _forwards(estimate), sources, kind=name, begin=begins[same])
             planned.append((plan, labels))
         notes += [f"no control {name} of {', '.join(labels)}: {why}" for why, labels in missing.items()]
     return planned, notes
@@ -151,6 +157,12 @@ def _estimate(label: str, learned: Sequence[Tuner]) -> dict[str, Any]:
             "Give each kind a label of its own.",
         )
     return estimates[0]
+
+
+def _begin(learned: Sequence[Tuner]) -> float | None:
+    """The learning rate that the tuners recommend, of several the middle one."""
+    rates = sorted(t.config.recommended.lr for t in learned if t.config.recommended.lr is not None)
+    return rates[len(rates) // 2] if rates else None
 
 
 def _forwards(estimate: Mapping[str, Any]) -> int:
@@ -169,8 +181,10 @@ def _sources(
         if isinstance(made, str):
             return made
         sources.append(replace(source, digest=made.digest))
-        # Networks that start at σ = 1 do the same whatever their seed.
-        same.add("neutral" if name == "untrained" and tuner.config.network.init == "neutral" else made.digest)
+        # Networks that start at σ = 1 do the same whatever their seed, and so do biases alone; the slopes or
+        # curvatures that their step-size heads go by only say in which units the learning rate is.
+        plain = name == "biases-only" or (name == "untrained" and tuner.config.network.init == "neutral")
+        same.add("plain" if plain else made.digest)
     return tuple(sources[:1] if len(same) == 1 else sources)
 
 

@@ -69,20 +69,26 @@ def grid_lr(start: float, index: int) -> float:
     return float(start * LR_RATIO**index)
 
 
-def search_grid(reach: int) -> Generator[list[int], Mapping[int, float], Search]:
+def nearest_index(start: float, lr: float, reach: int) -> int:
+    """The grid index of the learning rate nearest to ``lr``, within ±reach."""
+    return max(-reach, min(reach, round(math.log(lr / start, LR_RATIO))))
+
+
+def search_grid(reach: int, first: int = 0) -> Generator[list[int], Mapping[int, float], Search]:
     """Find the grid index of the least loss, with both its √2-neighbours evaluated.
 
-    From index 0 the points of :data:`STAGES` around the best so far are evaluated, and the bracket moves
+    From index ``first`` the points of :data:`STAGES` around the best so far are evaluated, and the bracket moves
     with the best until none is missing. A loss that is not finite counts as infinite.
 
     Args:
         reach: indices beyond ±reach are not tried.
+        first: where to begin; the search goes as far as it must.
 
     Yields:
         indices to evaluate; is sent their losses by index.
     """
     values: dict[int, float] = {}
-    best = 0
+    best = first
     for stride, points in STAGES:
         while True:
             around = range(best - stride * points, best + stride * points + 1, stride)
@@ -96,15 +102,16 @@ def search_grid(reach: int) -> Generator[list[int], Mapping[int, float], Search]
 
 
 def searched(
-    reach: int, specs: Callable[[int], Sequence[_S]], score: Callable[[Sequence[Record]], float]
+    reach: int, specs: Callable[[int], Sequence[_S]], score: Callable[[Sequence[Record]], float], first: int = 0
 ) -> Job[_S, Search]:
     """Search the grid by the score of every index's runs.
 
     Args:
         specs: the runs of a grid index, as many for each.
         score: of their records; the least is the best.
+        first: the index to begin at.
     """
-    search = search_grid(reach)
+    search = search_grid(reach, first)
     wanted = next(search)
     while True:
         groups = [specs(index) for index in wanted]

@@ -172,7 +172,8 @@ class MetaTrainConfig(Config):
         8, ge=1, le=2**16, description="Directions a step to recommend in the tuner; nothing is learned with them."
     )
     recommended_estimator: Literal["central", "one-sided"] = Field(
-        "one-sided", description="Estimator to recommend: two forwards a direction, or one and one more for all of them."
+        "one-sided",
+        description="Estimator to recommend: two forwards a direction, or one and one more for all of them.",
     )
 
     @field_validator("noise")
