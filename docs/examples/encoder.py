@@ -61,10 +61,11 @@ def main(folder: str, data: str, meta_steps: int = 40, steps: int = 200, lr: flo
     task = make_task("texts", model, tokenizer, rows)
     print("zero-shot:", task.evaluate(model))
 
-    config = MetaTrainConfig(steps=meta_steps, lookahead_steps=2)
+    config = MetaTrainConfig(steps=meta_steps)
     tuner = zoft.meta_train(model, [task], config, base_model_name_or_path=folder)
 
-    optimizer = zoft.ZerothOrder(model, method="zo-finetuner", tuner=tuner.bind(model), lr=lr)
+    settings = tuner.config.recommended.estimate  # how many directions a step, and from which losses
+    optimizer = zoft.ZerothOrder(model, method="zo-finetuner", tuner=tuner.bind(model), lr=lr, **settings)
     batches = task.train_batches(batch_size=16, seed=1)
     for _ in range(steps):
         batch = next(batches)

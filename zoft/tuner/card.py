@@ -46,6 +46,8 @@ def card(config: TunerConfig, provenance: Mapping[str, Any], name: str) -> str:
         lr_in_code=f"{lr:.3g}" if lr is not None else "1e-6",
         epsilon=f"{recommended.epsilon:g}",
         batch_size=recommended.batch_size,
+        estimate="".join(f", {key} {value}" for key, value in recommended.estimate.items()),
+        estimate_in_code="".join(f", {key}={value!r}" for key, value in recommended.estimate.items()),
         recommended_by="" if lr is not None else "Search for the learning rate, downward from 1e-6 and upward.",
         learned=learned(provenance),
         results=results_table(provenance.get(RESULTS)),
@@ -76,7 +78,8 @@ def learned(provenance: Mapping[str, Any]) -> str:
     seeds = provenance.get("seeds")
     parts = [
         ("steps", provenance.get("steps")),
-        ("lookahead steps", settings.get("lookahead_steps")),
+        ("lookahead steps", settings.get("lookahead_steps") if settings.get("objective") != "expected" else None),
+        ("minibatches a step", settings.get("gradient_batches") if settings.get("objective") == "expected" else None),
         ("batch size", settings.get("batch_size")),
         ("seed", seeds.get("run") if isinstance(seeds, Mapping) else None),
     ]

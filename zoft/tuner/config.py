@@ -63,6 +63,11 @@ class Recommended(Config):
         "central", description="c along each direction from the losses on both sides, or from one and that at θ."
     )
 
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able values; the estimate is left out where it is what every method begins with."""
+        content = super().to_dict()
+        return content if self.estimate else {key: content[key] for key in ("lr", "epsilon", "batch_size")}
+
     @property
     def estimate(self) -> dict[str, Any]:
         """The hyper-parameters ``directions`` and ``estimator``; empty where they are what every method begins with."""
@@ -99,4 +104,7 @@ class TunerConfig(Config):
     def to_dict(self) -> dict[str, Any]:
         """JSON-able values; parts that the tuner does not have are left out, as before there were any."""
         content = super().to_dict()
+        content["recommended"] = self.recommended.to_dict()
+        if self.step_rule is not None:
+            content["step_rule"] = self.step_rule.to_dict()
         return {key: value for key, value in content.items() if value is not None or key not in _PARTS}

@@ -189,7 +189,7 @@ def _check_parts(file: Path, content: Mapping[str, Any], config: TunerConfig) ->
     """The parts that a tuner may have state everything, and a structure is for blocks of known shapes."""
     sections = {"structure": config.structure, "step_rule": config.step_rule}
     for section, part in sections.items():
-        lacking = [key for key in type(part).model_fields if key not in content[section]] if part is not None else []
+        lacking = [key for key in part.to_dict() if key not in content[section]] if part is not None else []
         if lacking:
             raise ArtifactError(f"{file} does not state {section}.{lacking[0]}", _AGAIN)
     if config.structure is not None and None in config.blocks.shapes:

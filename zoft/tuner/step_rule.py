@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -33,8 +33,11 @@ from zoft.step import Probe, State
 
 _CURVATURE, _SLOPES = "tuner/curvature", "tuner/slopes"
 
-#: The kinds, each with the setting that it cannot do without.
-STEP_RULES = {"curvature": "curvature", "slopes": "slope"}
+#: The settings of every kind, first the one that it cannot do without.
+STEP_RULES = {
+    "curvature": ("curvature", "every", "decay", "reach", "largest_slope"),
+    "slopes": ("slope", "power", "decay", "reach"),
+}
 
 
 class StepRuleConfig(Config):
@@ -57,10 +60,15 @@ class StepRuleConfig(Config):
 
     @model_validator(mode="after")
     def _has_what_it_needs(self) -> Self:
-        for kind, name in STEP_RULES.items():
+        for kind, (name, *_) in STEP_RULES.items():
             if (getattr(self, name) is None) == (kind == self.kind):
                 raise ValueError(f"the kind {kind} needs {name}, and no other kind has it")
         return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able values of the kind's own settings."""
+        content = super().to_dict()
+        return {key: content[key] for key in ("kind", *STEP_RULES[self.kind])}
 
     @property
     def two_sided(self) -> bool:
