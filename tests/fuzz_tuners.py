@@ -399,10 +399,10 @@ class Fuzzer:
         structures = (None, structure_for(self.model, "scales"), structure_for(self.model, "low-rank", rank=2))
         #: The files of valid tuners, one without and two with a structure, and what they compute with.
         self.folders = []
-        rule = StepRuleConfig(curvature=300.0)
-        for structure in structures:
+        rules = (None, StepRuleConfig(curvature=300.0), StepRuleConfig(kind="slopes", slope=7.0))
+        for structure, rule in zip(structures, rules, strict=True):
             tuner = plain.structured(structure)
-            tuner.config = tuner.config.model_copy(update={"step_rule": rule if structure is not None else None})
+            tuner.config = tuner.config.model_copy(update={"step_rule": rule})
             valid = tuner.save_pretrained(self.root / "valid")
             files = Plain({path.name: path.read_bytes() for path in valid.iterdir()})
             self.folders.append((files, tuner.digest))

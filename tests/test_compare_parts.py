@@ -11,13 +11,13 @@ import pytest
 
 from finetune.compare_run import RunSpec, TunerSource
 from finetune.report import Chosen, markdown, overall, summarise_task, verdict
-from finetune.sweep import InProcess, RunStore, Search, drive, grid_lr, search_grid
+from finetune.sweep import InProcess, RunStore, Search, drive, grid_lr, nearest_index, search_grid
 from zoft.errors import UsageError
 
 
-def searched(function: Callable[[int], float], reach: int = 20) -> Search:
+def searched(function: Callable[[int], float], reach: int = 20, first: int = 0) -> Search:
     """The search's result on a function of the grid index."""
-    search = search_grid(reach)
+    search = search_grid(reach, first)
     wanted = next(search)
     while True:
         assert all(abs(index) <= reach for index in wanted)
@@ -45,6 +45,15 @@ def test_the_search_finds_a_dip_below_the_divergence() -> None:
     measured = {-6: 0.5735, -4: 0.5709, -2: 0.5726, -1: 0.571, 0: 0.567, 1: 0.55}
     found = searched(lambda index: math.inf if index > 1 else measured.get(index, 0.574))
     assert (found.best, found.interior) == (1, True)
+
+
+@pytest.mark.parametrize("first", [-20, -7, 3, 20])
+def test_where_the_search_begins_changes_nothing_but_its_length(first: int) -> None:
+    found = searched(lambda index: abs(index - 4) / 40 if index < 6 else math.inf, first=first)
+    assert (found.best, found.interior) == (4, True)
+    assert {3, 4, 5} <= set(found.values)
+    assert nearest_index(1e-3, grid_lr(1e-3, first) * 1.1, 20) == first
+    assert nearest_index(1e-3, 1e6, 20) == 20
 
 
 def test_a_best_at_the_end_of_the_reach_is_not_interior() -> None:

@@ -149,6 +149,15 @@ def test_the_tuner_brings_method_base_and_settings(tmp_path: Path) -> None:
     assert planned.config.hyper == {"lr": 2e-5, "epsilon": 2e-3}
     assert planned.config.batch_size == 4
     assert planned.describe()[0] == "lr 2e-05: recommended by the tuner"
+    several = untrained(loaded, lr=2e-5, directions=3, estimator="one-sided")
+    settings = {"task": HELD_OUT, "model": "zoft-base"}
+    planned = plan(FinetuneConfig.build(settings), tuner=several)
+    assert planned.config.hyper == {"lr": 2e-5, "epsilon": 1e-3, "directions": 3, "estimator": "one-sided"}
+    assert "estimator one-sided: recommended by the tuner" in planned.describe()
+    given = plan(FinetuneConfig.build({**settings, "hyper": {"directions": 5}}), tuner=several)
+    assert (given.config.hyper["directions"], given.config.hyper["estimator"]) == (5, "one-sided")
+    other = plan(FinetuneConfig.build({**settings, "optimizer": "hizoo"}), tuner=several)
+    assert "directions" not in other.config.hyper  # another method's estimator is its own
     given = plan(
         FinetuneConfig.build({"tuner": str(folder), "task": HELD_OUT, "hyper": {"lr": "3e-5"}, "optimizer": "mezo"})
     )

@@ -16,6 +16,7 @@ from finetune.compare import Comparison, compare
 from finetune.compare_config import CONTROL_NAMES, SELECTION_OFFSET, CompareConfig
 from finetune.compare_run import Runner, RunSpec, TunerSource
 from finetune.controls import CONTROLS, derangement
+from finetune.methods import plan_methods
 from finetune.report import Chosen, summarise_task
 from finetune.run_cache import CachedNoise, RunCache, cache_size, cached_batches
 from finetune.self_test import SelfTest, most, self_test
@@ -30,6 +31,7 @@ from zoft.errors import UsageError
 from zoft.noise import Key, Span, get_noise
 from zoft.step import Probe
 from zoft.tuner import Tuner
+from zoft.tuner.step_rule import StepRuleConfig
 from zoft.tuner.structure import Structure, StructureConfig, stored_tensors
 
 INF = math.inf
@@ -375,3 +377,35 @@ def test_a_structure_has_controls_of_its_own(kind: str) -> None:
         scales = torch.tensor([bound.scale(state, block) for block in blocks])
         spread = float((sizes * scales.square() * power[name].power).sum() / sizes.sum())
         assert spread == pytest.approx(1.0, rel=1e-5)
+
+
+def test_a_tuner_and_its_controls_are_used_as_the_tuner_recommends(tmp_path: Path) -> None:
+    learned = Tuner.from_pretrained(planted_tuner(tmp_path / "plain"))
+    rule = StepRuleConfig(kind="slopes", slope=3.0, power=1.0)
+    headed = Tuner(learned.config.model_copy(update={"step_rule": rule}), learned.network)
+    several = headed.recommending(directions=3, estimator="one-sided", lr=0.02)
+    several.save_pretrained(tmp_path / "several")
+    values = {"tasks": ["dev"], "optimizers": ["mezo"], "seeds": 2, "plots": False, "forwards": 24}
+    values |= {"tuners": {"plain": str(tmp_path / "plain"), "several": str(tmp_path / "several")}}
+    settings = config(tmp_path / "out", **values)
+    plans, _ = plan_methods(settings, toy_bench("", ["dev"]))
+    by_label = {plan.label: plan for plan in plans}
+    estimate = {"directions": 3, "estimator": "one-sided"}
+    for name in ("several", "untrained-several", "permuted-several"):
+        assert (by_label[name].hyper, by_label[name].forwards, by_label[name].begin) == (estimate, 4, 0.02)
+        made = by_label[name].tuners[0].load(toy_bench("", ["dev"]).model)
+        assert made.bind(toy_bench("", ["dev"]).model).step_rule == rule
+    for name in ("plain", "untrained-plain", "permuted-plain"):
+        assert (by_label[name].hyper, by_label[name].forwards) == ({}, 2)
+    made = compare(settings, say=quiet, factory=toy_bench)
+    assert {cell: len(found.loss) for cell, found in made.tasks[0].cells.items() if "several" in cell} == {
+        "several": 2,
+        "untrained-several": 2,
+        "permuted-several": 2,
+    }
+    runs = [json.loads(line) for line in (tmp_path / "out" / "runs.jsonl").read_text().splitlines()]
+    steps = {run["steps"] for run in runs if run["settings"]["hyper"]}
+    assert steps == {6}
+    mixed = config(tmp_path, tuners={"both": [str(tmp_path / "plain"), str(tmp_path / "several")]})
+    with pytest.raises(UsageError, match="recommend different directions"):
+        plan_methods(mixed, toy_bench("", ["dev"]))

@@ -87,6 +87,58 @@ def test_the_rule_is_its_formula_in_float64() -> None:
     assert len({round(value, 6) for value in seen}) > 20
 
 
+def test_slopes_are_their_formula_in_float64() -> None:
+    rule = StepRuleConfig(kind="slopes", slope=2.0, power=1.5, decay=0.7, reach=3.0)
+    state, rng, square = rule.init(), np.random.default_rng(1), 4.0
+    factors = []
+    for step in range(40):
+        c = rng.normal(size=3) * (0.2 if step < 10 else 30 if step > 30 else 4.0)
+        probes = [Probe(Key(0, step, k), 1.0 + float(value) * 1e-3, 1.0, 1e-3, 1.0) for k, value in enumerate(c)]
+        slopes = np.array([probe.projected_gradient for probe in probes])
+        square = 0.7 * square + 0.3 * (slopes**2).mean()
+        assert rule.rate(state, probes) == pytest.approx(np.clip((2.0 / math.sqrt(square)) ** 1.5, 1 / 3, 3), rel=1e-12)
+        assert not rule.measures(step)
+        factors.append(rule.rate(state, probes))
+        rule.end(state, probes)
+    assert max(factors) == 3.0
+    assert min(factors) == pytest.approx(1 / 3)
+    assert len({round(factor, 6) for factor in factors}) > 12
+    assert rule.forwards(40) == 0
+
+
+def test_slopes_keep_a_run_from_growing() -> None:
+    """At a rate where plain SPSA diverges, and with a one-sided estimator of several directions too."""
+    assert not descended(50.0, None) < 1
+    slopes = ruled(Bowl(1.0), curvature=None, kind="slopes", slope=100.0, power=2.0, reach=1000.0)
+    assert descended(50.0, slopes) < 0.9
+    model = Bowl(50.0)
+    optimizer = zoft.ZerothOrder(
+        model, "zo-finetuner", tuner=slopes.bind(model), lr=2e-3, seed=1, directions=3, estimator="one-sided"
+    )
+    first = float(model.loss().detach())
+    for _ in range(250):
+        optimizer.step(model.loss)
+    assert float(model.loss().detach()) < 0.9 * first
+
+
+def test_a_kind_has_its_own_settings_only() -> None:
+    for settings in ({"kind": "slopes"}, {"kind": "curvature"}, {"kind": "slopes", "slope": 1.0, "curvature": 1.0}):
+        with pytest.raises(UsageError, match="needs"):
+            StepRuleConfig.build(settings)
+    rule = StepRuleConfig(kind="slopes", slope=2.0)
+    assert StepRuleConfig.build(rule.to_dict()) == rule
+    assert set(rule.to_dict()) == {"kind", "slope", "power", "decay", "reach"}
+
+
+def test_meta_training_measures_the_slopes_of_its_tasks() -> None:
+    model = Bowl(3.0)
+    task = FunctionTask("bowl", [None], lambda model, batch: model.loss())
+    rule = meta_train(model, [task], MetaTrainConfig(steps=2, lookahead_lr=1e-4)).config.step_rule
+    assert rule is not None
+    # |g|² = 900, and c is N(0, |g|²) along a direction of norm² 100.
+    assert rule.slope == pytest.approx(30, rel=0.6)
+
+
 def lm_loss(model: nn.Module) -> Tensor:
     """A loss."""
     batch = torch.arange(12).view(2, 6) % 11
