@@ -42,6 +42,10 @@ class MetaTrainConfig(Config):
         description="What the networks learn by: the loss after a sampled lookahead, or the decrease of it that a"
         " step's scales give in expectation, from the gradients of several minibatches.",
     )
+    learn_sigma: bool = Field(
+        True,
+        description="Whether the networks learn; if not, σ stays as they begin and the structure alone is learned.",
+    )
     gradient_batches: int = Field(
         4, ge=2, description="Minibatches whose gradients the expected objective compares; each costs a backward pass."
     )
@@ -187,6 +191,8 @@ class MetaTrainConfig(Config):
     def _has_gradients(self) -> Self:
         if self.structure != "none" and self.meta_gradient != "closed-form":
             raise ValueError("a structure is learned from the closed form's backward passes; meta_gradient is another")
+        if not self.learn_sigma and self.structure == "none":
+            raise ValueError("nothing is learned: learn_sigma is off, and there is no structure")
         if self.objective == "expected" and self.meta_gradient != "closed-form":
             raise ValueError("the expected objective unrolls nothing; leave meta_gradient at closed-form")
         if self.step_size == "curvature" and self.recommended_estimator != "central":

@@ -190,8 +190,9 @@ class _Run:
         with uninterrupted():
             # The gain's gradient is bounded, and says by its size how much is left to win.
             scale = self.config.gradient_scale if self.signal is None else "none"
-            into_networks(record.scales, gradient, self.tuner.network, scale)
-            self.optimizer.advance(self.done)
+            if self.config.learn_sigma:
+                into_networks(record.scales, gradient, self.tuner.network, scale)
+                self.optimizer.advance(self.done)
             self.trajectory.move(record)
             self._keep_gradients(index)
             self.histories[index] = record.first

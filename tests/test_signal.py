@@ -165,6 +165,16 @@ def test_what_is_planted_is_found() -> None:
     assert tuner.config.recommended.lr is not None
 
 
+def test_sigma_may_stay_as_it_is() -> None:
+    tuner = meta_train(build(Net), [task()], config(learn_sigma=False, steps=20))
+    begun = Tuner.untrained(build(Net), config().network)
+    for ours, theirs in zip(tuner.network.parameters(), begun.network.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert tuner.structure is not None
+    rows = tuner.structure.factors["steady.weight"][0]
+    assert float(rows[0]) > 20 * float(rows[1])
+
+
 def test_the_lookahead_is_as_it_was_and_sees_no_signal() -> None:
     tuner = meta_train(
         build(Net), [task()], MetaTrainConfig.build({**recipe("lookahead"), "lookahead_lr": 1e-4, "steps": 3})
@@ -191,6 +201,7 @@ def test_interrupted_and_resumed_gives_the_bits_of_a_straight_run(source: str, t
         ({"structure": "none", "meta_gradient": "higher"}, "unrolls nothing"),
         ({"objective": "lookahead"}, "objective expected"),
         ({"structure": "low-rank"}, "learns scales"),
+        ({"learn_sigma": False, "structure": "none"}, "nothing is learned"),
         ({"step_size": "curvature"}, "needs both sides"),
         ({"gradient_batches": 1}, "greater than or equal to 2"),
     ],
