@@ -43,7 +43,7 @@ class MetaTrainConfig(Config):
         " step's scales give in expectation, from the gradients of several minibatches.",
     )
     learn_sigma: bool = Field(
-        True,
+        False,
         description="Whether the networks learn; if not, σ stays as they begin and the structure alone is learned.",
     )
     gradient_batches: int = Field(
