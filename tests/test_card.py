@@ -55,7 +55,7 @@ def test_the_card_says_everything_that_there_is_to_say() -> None:
         "This is an optimizer for `user/base` and its derivatives, **not a language model**",
         "zoft finetune --tuner user/tuner --task TASK",
         'zoft.Tuner.from_pretrained("user/tuner")',
-        "lr=0.000125",
+        'settings = {"lr": 0.000125}',
         "each of the 5 parameter blocks",
         "the same parameter names and shapes",
         "learning rate 0.000125, perturbation scale 0.002, batch size 8",
