@@ -83,7 +83,7 @@ def plan(
         hyper[key], sources[key] = _setting(key, hyper.get(key), source, kind.model_fields[key].default)
     if name == LEARNED and tuner is not None:
         for key, value in tuner.config.recommended.estimate.items():
-            # The learning rate is for just so many directions, so they come together or not at all.
+            # The recommended learning rate is for steps of this kind; what is given wins, as with every setting.
             if key not in hyper:
                 hyper[key], sources[key] = value, "recommended by the tuner"
     if any(key.endswith("_schedule") for key in hyper):
