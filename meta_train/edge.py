@@ -88,14 +88,3 @@ def measure(
             "Set lookahead_lr, about the largest learning rate at which MeZO is stable.",
         )
     return Measured(curvature, math.sqrt(math.fsum(squares) / len(squares)))
-
-
-def edge_rate(
-    perturber: Perturber, model: nn.Module, tasks: Sequence[Task], batch_size: int, noise: Noise, seed: int
-) -> float:
-    """0.2 / mean |uᵀHu| along plain noise.
-
-    Raises:
-        UsageError: as of :func:`measure`.
-    """
-    return measure(perturber, model, tasks, batch_size, noise, seed).edge

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from meta_train import checkpoint, report
 from meta_train.config import MetaTrainConfig
-from meta_train.edge import edge_rate
+from meta_train.edge import measure
 from meta_train.feed import Feed, derived_seed
 from meta_train.lookahead import LearnedStep, Lookahead, look_ahead, restored
 from meta_train.meta_gradient import closed_form, into_networks
@@ -144,14 +144,15 @@ class _Run:
         self.signal = Signal(len(tasks), len(blocks)) if config.objective == "expected" else None
         self.moments: Moments | SignalScales | None = None
         if config.structure != "none":
-            from_signal = config.structure_from == "signal"
-            self.moments = SignalScales(config, blocks, len(tasks)) if from_signal else Moments(config, blocks)
+            by_signal = self.signal if config.structure_from == "signal" else None
+            self.moments = Moments(config, blocks) if by_signal is None else SignalScales(config, blocks, by_signal)
         #: Of the step that is under way.
         self.seen: tuple[Signal, BatchGradients] | None = None
         kind = TRAJECTORIES[config.inner]
         self.perturber = Perturber(model, blocks)
-        self.lookahead_lr = config.lookahead_lr or edge_rate(
-            self.perturber, model, tasks, config.batch_size, get_noise(config.noise), config.seed
+        noise = get_noise(config.noise)
+        self.lookahead_lr = (
+            config.lookahead_lr or measure(self.perturber, model, tasks, config.batch_size, noise, config.seed).edge
         )
         peak = config.inner_rate(len(tasks), self.lookahead_lr)
         self.trajectory: Trajectory = kind(config, peak, model, blocks, self.method)
@@ -243,8 +244,9 @@ class _Run:
         """What the step's gradients add to the signal and to the structure."""
         if isinstance(self.moments, Moments):
             self.moments.commit()
-        if self.seen is not None:
-            self.signal, gradients = self.seen
+        if self.seen is not None and self.signal is not None:
+            after, gradients = self.seen
+            self.signal.load(after.state())
             self.seen = None
             if isinstance(self.moments, SignalScales):
                 self.moments.commit(index, gradients)

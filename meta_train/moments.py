@@ -50,7 +50,7 @@ class Moments:
         sums = {"energy": torch.zeros(len(self._blocks), dtype=torch.float64)}
         for block in self._blocks:
             part = part_of(self.settings, block.shape)
-            for side, size in zip(("left", "right"), sides(block), strict=True):
+            for side, size in zip(SIDES, sides(block), strict=True):
                 if part is Scales:
                     shape: tuple[int, ...] = (size,)
                 elif part is LowRank:
@@ -122,7 +122,7 @@ class Moments:
             if not energy[block.index] > 0:
                 left, right = (torch.ones(shape) for shape in shapes)
             else:
-                left, right = (self._factor(block, side, shape) for side, shape in zip(_SIDES, shapes, strict=True))
+                left, right = (self._factor(block, side, shape) for side, shape in zip(SIDES, shapes, strict=True))
             factors[block.name] = (left.to(self.settings.dtype), right.to(self.settings.dtype))
         names, sizes = tuple(self._blocks.names), tuple(self._blocks.shapes)
         return Structure(self.settings, names, sizes, shares, self._weights(energy), factors)
@@ -154,7 +154,8 @@ class Moments:
         return LowRank.normalised(factor)
 
 
-_SIDES = ("left", "right")
+#: A matrix's rows and columns, in the names of what is summed over them.
+SIDES = ("left", "right")
 
 
 def sides(block: Block) -> tuple[int, int]:

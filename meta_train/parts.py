@@ -33,11 +33,7 @@ class FinishedRun(Protocol):
     lookahead_lr: float
     moments: Any
     histories: list[State]
-
-    @property
-    def bound(self) -> BoundTuner:
-        """The networks, bound to the blocks."""
-        ...
+    bound: BoundTuner
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from meta_train.config import MetaTrainConfig
-from meta_train.moments import settings_of, sides
+from meta_train.moments import SIDES, settings_of, sides
 from meta_train.signal import BatchGradients, Signal
 from zoft.blocks import Block, Blocks
 from zoft.tuner.parts import Scales
@@ -25,8 +25,6 @@ from zoft.tuner.structure import Structure, factor_shapes
 #: Added to a row's noise, in means of the block's rows; the largest ratio to the block's own.
 _FLOOR, _REACH = 0.1, 20.0
 
-_SIDES = ("left", "right")
-
 
 class SignalScales:
     """Running means of the signal and the noise of every row and column, by task.
@@ -34,17 +32,17 @@ class SignalScales:
     Args:
         config: with the structure ``scales``.
         blocks: the model's blocks.
-        tasks: their number.
+        signal: of the blocks; a visit is added to it before it is added here.
     """
 
-    def __init__(self, config: MetaTrainConfig, blocks: Blocks, tasks: int) -> None:
-        self._config, self._blocks = config, blocks
-        self._of_blocks = Signal(tasks, len(blocks))
+    def __init__(self, config: MetaTrainConfig, blocks: Blocks, signal: Signal) -> None:
+        self._config, self._blocks, self._of_blocks = config, blocks, signal
         self.settings = settings_of(config, blocks)
+        tasks = len(signal.visits)
         self._pending: dict[str, Tensor] = {}
         self._means: dict[str, Tensor] = {}
         for block in self._covered():
-            for side, size in zip(_SIDES, sides(block), strict=True):
+            for side, size in zip(SIDES, sides(block), strict=True):
                 self._pending[f"{side}/{block.name}"] = torch.zeros(size, dtype=torch.float64)
                 for kind in ("signal", "noise"):
                     self._means[f"{kind}/{side}/{block.name}"] = torch.zeros(tasks, size, dtype=torch.float64)
@@ -63,11 +61,7 @@ class SignalScales:
 
     def commit(self, task: int, gradients: BatchGradients) -> None:
         """Add a visit of a task: everything taken since the last time is of these gradients."""
-        of_blocks = self._of_blocks.after(task, gradients)
-        if of_blocks is None:
-            return self.discard()
-        self._of_blocks = of_blocks
-        weight, total = of_blocks.weight(task), float(gradients.squares.sum()) / gradients.count
+        weight, total = self._of_blocks.weight(task), float(gradients.squares.sum()) / gradients.count
         for block in self._covered():
             sum_ = gradients.sums.get(block.name)
             if sum_ is None:
@@ -88,13 +82,11 @@ class SignalScales:
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint needs."""
-        of_blocks = {f"blocks/{name}": tensor for name, tensor in self._of_blocks.state().items()}
-        return {**self._means, **of_blocks, "count": torch.tensor(self.count)}
+        return {**self._means, "count": torch.tensor(self.count)}
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Go on from :meth:`state`."""
         self.count = int(state["count"])
-        self._of_blocks.load({name: state[f"blocks/{name}"] for name in self._of_blocks.state()})
         for name, mean in self._means.items():
             mean.copy_(state[name])
 
@@ -103,7 +95,7 @@ class SignalScales:
         shares = torch.zeros(len(self._blocks))
         factors = {}
         for block in self._covered():
-            both = [self._ratios(block, side) for side in _SIDES]
+            both = [self._ratios(block, side) for side in SIDES]
             found = all(ratios is not None for ratios in both)
             shares[block.index] = share if found else 0.0
             left, right = (

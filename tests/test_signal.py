@@ -89,8 +89,8 @@ def products(gradients: list[np.ndarray[Any, Any]]) -> tuple[float, float]:
 def test_signal_and_noise_are_the_means_over_pairs_in_float64() -> None:
     model = build(Net)
     blocks = Blocks.of(model)
-    rows = SignalScales(config(structure_power=1.5), blocks, 2)
     signal = Signal(2, len(blocks))
+    rows = SignalScales(config(structure_power=1.5), blocks, signal)
     expected: dict[str, list[tuple[float, float]]] = {"steady": [], "noisy": []}
     by_row: list[list[tuple[float, float]]] = [[] for _ in range(4)]
     for visit in range(3):
@@ -99,7 +99,7 @@ def test_signal_and_noise_are_the_means_over_pairs_in_float64() -> None:
         assert value == pytest.approx(np.mean([float(loss(model, batch).detach()) for batch in made]))
         after = signal.after(1, gradients)
         assert after is not None
-        signal = after
+        signal.load(after.state())
         rows.commit(1, gradients)
         whole = [np.stack([part.double().numpy() for part in batch]) for batch in made]
         total = products(whole)[1]
@@ -162,8 +162,6 @@ def test_what_is_planted_is_found() -> None:
     assert tuner.structure is not None
     rows = tuner.structure.factors["steady.weight"][0]
     assert float(rows[0]) > 20 * float(rows[1])
-    # The loss is linear but for rounding, and the curvature measured all but none.
-    assert tuner.config.recommended.lr is not None
 
 
 def test_sigma_may_stay_as_it_is() -> None:

@@ -97,7 +97,7 @@ class TunerConfig(Config):
     )
     recommended: Recommended = Field(Recommended(), description="Settings to fine-tune with.")
     step_rule: StepRuleConfig | None = Field(
-        None, description="The step-size head: how the learning rate follows the curvature; absent where it does not."
+        None, description="The step-size head: how the learning rate follows a run's losses; absent where it does not."
     )
     weights_sha256: str | None = Field(None, description=f"Hash of {WEIGHTS_FILE}; filled in when it is written.")
 
