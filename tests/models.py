@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -120,3 +123,17 @@ def bits(model: nn.Module) -> list[Tensor]:
 def same_bits(model: nn.Module, before: list[Tensor]) -> bool:
     """Whether every parameter has the bytes of ``before``."""
     return all(torch.equal(a, b) for a, b in zip(bits(model), before, strict=True))
+
+
+def interrupted(loss: Callable[[nn.Module, Any], Tensor], after: int | None) -> Callable[[nn.Module, Any], Tensor]:
+    """``loss``, but Ctrl-C at its call number ``after``; never where that is None."""
+    calls = 0
+
+    def counted(model: nn.Module, batch: Any) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == after:
+            raise KeyboardInterrupt
+        return loss(model, batch)
+
+    return counted

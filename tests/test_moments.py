@@ -13,7 +13,7 @@ from torch import nn
 
 from meta_train import MetaTrainConfig, checkpoint, meta_train, recipe
 from meta_train.moments import Moments
-from tests.models import build, randn
+from tests.models import build, interrupted, randn
 from zoft.blocks import Blocks
 from zoft.errors import Interrupted, UsageError
 from zoft.tasks.function import FunctionTask
@@ -42,16 +42,12 @@ def task(name: str = "sum", after: int | None = None) -> FunctionTask:
     """A regression on a few directions of the input; Ctrl-C at a call of the loss."""
     inputs = randn(64, 7, seed=3) * torch.tensor([3.0, 2, 1, 0.5, 0.1, 0.1, 0.1])
     batches = [(inputs[i : i + 8], inputs[i : i + 8, :5].cumsum(1)) for i in range(0, 64, 8)]
-    calls = 0
 
     def loss(model: nn.Module, batch: Any) -> torch.Tensor:
-        nonlocal calls
-        calls += 1
-        if calls == after:
-            raise KeyboardInterrupt
-        return (model(batch[0]) - batch[1]).square().mean()
+        error: torch.Tensor = model(batch[0]) - batch[1]
+        return error.square().mean()
 
-    return FunctionTask(name, batches, loss)
+    return FunctionTask(name, batches, interrupted(loss, after))
 
 
 def config(kind: str, **changes: Any) -> MetaTrainConfig:

@@ -13,7 +13,7 @@ from torch import nn
 from meta_train import MetaTrainConfig, checkpoint, meta_train, recipe
 from meta_train.signal import Signal, batch_gradients
 from meta_train.signal_scales import SignalScales
-from tests.models import build, randn
+from tests.models import build, interrupted, randn
 from zoft.blocks import Blocks
 from zoft.errors import Interrupted, UsageError
 from zoft.tasks.function import FunctionTask
@@ -51,16 +51,7 @@ def batches(count: int, seed: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]
 
 def task(name: str = "planted", after: int | None = None) -> FunctionTask:
     """Endless batches; Ctrl-C at a call of the loss."""
-    calls = 0
-
-    def interrupted(model: nn.Module, batch: Any) -> torch.Tensor:
-        nonlocal calls
-        calls += 1
-        if calls == after:
-            raise KeyboardInterrupt
-        return loss(model, batch)
-
-    return FunctionTask(name, batches(200), interrupted)
+    return FunctionTask(name, batches(200), interrupted(loss, after))
 
 
 def config(**changes: Any) -> MetaTrainConfig:
