@@ -84,9 +84,9 @@ class StepRuleConfig(Config):
         return -(-steps // self.every) if self.kind == "curvature" else 0
 
     def init(self) -> State:
-        """T* or c*² as if it had been measured, and a mean c² of 0 from no step; float64 on the CPU."""
+        """What the means begin at, float64 on the CPU: c*²; or T*, and of c² a weight and a sum of 0."""
         if self.slope is not None:
-            return {_SLOPES: torch.tensor([1.0, self.slope**2], dtype=torch.float64)}
+            return {_SLOPES: torch.tensor(self.slope**2, dtype=torch.float64)}
         return {
             _CURVATURE: torch.tensor(self.curvature, dtype=torch.float64),
             _SLOPES: torch.zeros(2, dtype=torch.float64),
@@ -109,7 +109,7 @@ class StepRuleConfig(Config):
     def end(self, state: State, probes: Sequence[Probe]) -> None:
         """The running means with what the step measured."""
         if self.slope is not None:
-            state[_SLOPES][1] = self._mean_square(state, probes)
+            state[_SLOPES].fill_(self._mean_square(state, probes))
             return
         state[_CURVATURE].fill_(self._mean(state, probes))
         count, squares = state[_SLOPES].tolist()
@@ -118,7 +118,7 @@ class StepRuleConfig(Config):
 
     def _mean_square(self, state: State, probes: Sequence[Probe]) -> float:
         """c̄² with this step's."""
-        return self.decay * float(state[_SLOPES][1]) + (1 - self.decay) * _square(probes)
+        return self.decay * float(state[_SLOPES]) + (1 - self.decay) * _square(probes)
 
     def _mean(self, state: State, probes: Sequence[Probe]) -> float:
         """T with this step's measurement, where there is one."""
