@@ -7,7 +7,8 @@ What makes it a fair comparison, for every method alike:
   criterion is the mean final *validation* loss over the selection seeds. What is reported is the *test*
   loss of other seeds.
 - At one seed all methods begin at the same weights, see the same batches in the same order and draw
-  their directions from the same keys, so that differences are paired. The learning rate is constant.
+  their directions from the same keys, so that differences are paired. The learning rate is constant, or
+  falls to 0 by the schedule that a method's entry or a tuner names.
 - The budget counts forward passes: a method whose step costs three makes fewer steps. Evaluations, and
   the audit of the model's structure at a run's first step, are not in the budget.
 - The final weights are judged, never the best along the way.

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +19,15 @@ from finetune.oracle_config import OracleConfig
 from finetune.run_cache import CachedNoise, RunCache, cached_batches
 from finetune.sweep import Record
 from zoft.blocks import weights_hash
+from zoft.config import unknown
 from zoft.errors import UsageError
 from zoft.noise import get_noise
 from zoft.objective import Objective, evaluating
 from zoft.optimizers import ZerothOrder, ZOOptimizer, get_optimizer
+from zoft.optimizers.schedule import scheduled
 from zoft.tasks.base import Task
 from zoft.tuner import Tuner
+from zoft.tuner.config import CONSTANT, RateSchedule
 
 #: Version of what a record means; records of another version are not reused.
 RECORD_FORMAT = 1
@@ -103,7 +106,7 @@ class RunSpec:
 
     Attributes:
         fingerprint: of the base's weights; ``data``: of the task's examples.
-        optimizer: name of the method, with ``hyper``, and ``tuner`` where it has one.
+        optimizer: name of the method, with ``hyper`` (see :func:`with_course`), and ``tuner`` where it has one.
         forwards: the budget; the run makes as many whole steps as fit into it.
         eval_points: how often the validation loss is measured, the last time at the end.
         test: whether the test split is evaluated at the end.
@@ -136,6 +139,19 @@ class RunSpec:
         """Hash of what the result depends on: all settings, of the tuner only what it computes."""
         content = {**self.settings, "tuner": self.tuner.digest if self.tuner else None, "format": RECORD_FORMAT}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def with_course(settings: Mapping[str, Any]) -> tuple[dict[str, Any], RateSchedule]:
+    """A method's settings parted: its hyper-parameters, and the course of its learning rate over the run.
+
+    Raises:
+        UsageError: there is no such course.
+    """
+    hyper = dict(settings)
+    course = hyper.pop("schedule", CONSTANT)
+    if course not in get_args(RateSchedule):
+        raise UsageError(unknown("schedule", str(course), get_args(RateSchedule)))
+    return hyper, course
 
 
 def run_spec(
@@ -176,7 +192,8 @@ def run_spec(
 def build_method(spec: RunSpec, model: nn.Module) -> ZOOptimizer:
     """The method of a run; ``model`` must be at its initial weights."""
     tuner = spec.tuner.load(model).bind(model, spec.batch_size) if spec.tuner else None
-    return get_optimizer(spec.optimizer, **{"epsilon": spec.epsilon, **spec.hyper, "lr": spec.lr, "tuner": tuner})
+    hyper, _ = with_course(spec.hyper)
+    return get_optimizer(spec.optimizer, **{"epsilon": spec.epsilon, **hyper, "lr": spec.lr, "tuner": tuner})
 
 
 class Runner:
@@ -254,9 +271,12 @@ class Runner:
             batches = cached_batches(task, spec.batch_size, spec.seed, self._cache)
         optimizer = ZerothOrder(self.bench.model, method, seed=spec.seed, noise=noise)
         steps = method.steps_within(spec.forwards)
+        _, course = with_course(spec.hyper)
         marks = {round(steps * point / spec.eval_points) for point in range(1, spec.eval_points + 1)}
         curve, losses, skipped, in_a_row = [(0, zero, math.nan)], [], 0, 0
         for step, batch in zip(range(1, steps + 1), batches, strict=False):
+            for group in optimizer.param_groups:
+                group["lr"] = scheduled(course, spec.lr, 0.0, step - 1, steps)
             result = optimizer.step_on(Objective(self.bench.model, task.loss, [batch]))
             losses.append(result.loss)
             skipped += result.skipped

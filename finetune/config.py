@@ -17,6 +17,7 @@ from zoft.names import resolve_model
 from zoft.noise import NOISES
 from zoft.tasks import get_task
 from zoft.tasks.objectives import LOSS, OBJECTIVES
+from zoft.tuner.config import RateSchedule
 from zoft.tuner.index import resolve_tuner
 
 #: The method that a tuner brings along.
@@ -111,8 +112,8 @@ class FinetuneConfig(DataConfig, TrainableConfig):
         None, ge=1, description="Examples a step, over all processes; the tuner's recommended size, or 16, by default."
     )
     accumulate: int = Field(1, ge=1, description="Parts that a step's batch is run in, to save memory.")
-    schedule: Literal["constant", "linear", "cosine"] = Field(
-        "constant", description="Course of the learning rate over the steps."
+    schedule: RateSchedule | None = Field(
+        None, description="Course of the learning rate over the steps; the tuner's, or constant, by default."
     )
     warmup_steps: int = Field(0, ge=0, description="Steps in which the learning rate rises from 0.")
     eval_every: int | None = Field(

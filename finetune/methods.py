@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from finetune.compare_config import CompareConfig, MethodEntry
-from finetune.compare_run import Bench, TunerSource
+from finetune.compare_run import Bench, TunerSource, with_course
 from finetune.controls import CONTROLS
 from zoft.errors import UsageError
 from zoft.names import HUB_NAME
@@ -25,7 +25,7 @@ class MethodPlan:
 
     Attributes:
         label: its name in tables.
-        optimizer, hyper: the method and its hyper-parameters.
+        optimizer, hyper: the method and its hyper-parameters, with ``schedule`` where its rate is not constant.
         forwards: forward passes a step.
         tuners: where it has one, its tuner; several if it was learned with several seeds.
         trained_on: the tasks that its tuners were meta-trained on.
@@ -84,7 +84,8 @@ def baselines(config: CompareConfig) -> list[MethodPlan]:
     """
     plans = []
     for entry in map(MethodEntry.parse, with_all(config.optimizers)):
-        method = get_optimizer(entry.name, **{"epsilon": config.epsilon, **entry.hyper})
+        hyper, _ = with_course(entry.hyper)
+        method = get_optimizer(entry.name, **{"epsilon": config.epsilon, **hyper})
         plans.append(MethodPlan(entry.label, entry.name, entry.hyper, method.forwards))
     return plans
 
@@ -113,9 +114,9 @@ def plan_methods(config: CompareConfig, bench: Bench) -> tuple[list[MethodPlan],
         )
         trained_on = tuple(dict.fromkeys(task for tuner in learned for task in tuner.provenance.get("tasks", ())))
         mine = tuple(control.label for control, labels in controls if label in labels)
-        estimate = _estimate(label, learned)
+        usage = _usage(label, learned)
         plans.append(
-            MethodPlan(label, LEARNED, estimate, _forwards(estimate), sources, trained_on, mine, begin=_begin(learned))
+            MethodPlan(label, LEARNED, usage, _forwards(usage), sources, trained_on, mine, begin=_begin(learned))
         )
     return plans, notes
 
@@ -134,29 +135,29 @@ def _plan_controls(
             if isinstance(sources, str):
                 missing.setdefault(sources, []).append(label)
                 continue
-            estimate = _estimate(label, learned)
-            same = (*(source.digest for source in sources), json.dumps(estimate))
-            groups.setdefault(same, (sources, estimate, []))[2].append(label)
+            usage = _usage(label, learned)
+            same = (*(source.digest for source in sources), json.dumps(usage))
+            groups.setdefault(same, (sources, usage, []))[2].append(label)
             begins.setdefault(same, _begin(learned))
         alone = len(groups) == 1
-        for same, (sources, estimate, labels) in groups.items():
+        for same, (sources, usage, labels) in groups.items():
             shown = name if alone else f"{name}-{'+'.join(labels)}"
             optimizer = "mezo" if name == "biases-only" else LEARNED
-            plan = MethodPlan(shown, optimizer, estimate, _forwards(estimate), sources, kind=name, begin=begins[same])
+            plan = MethodPlan(shown, optimizer, usage, _forwards(usage), sources, kind=name, begin=begins[same])
             planned.append((plan, labels))
         notes += [f"no control {name} of {', '.join(labels)}: {why}" for why, labels in missing.items()]
     return planned, notes
 
 
-def _estimate(label: str, learned: Sequence[Tuner]) -> dict[str, Any]:
-    """How the label's tuners are to be used, and so their controls: directions and estimator, where they say."""
-    estimates = [tuner.config.recommended.estimate for tuner in learned]
-    if any(estimate != estimates[0] for estimate in estimates):
+def _usage(label: str, learned: Sequence[Tuner]) -> dict[str, Any]:
+    """How the label's tuners are to be used, and so their controls: directions, estimator and schedule they name."""
+    usages = [tuner.config.recommended.usage for tuner in learned]
+    if any(usage != usages[0] for usage in usages):
         raise UsageError(
-            f"the tuners of {label} recommend different directions or estimators",
+            f"the tuners of {label} recommend different directions, estimators or schedules",
             "Give each kind a label of its own.",
         )
-    return estimates[0]
+    return usages[0]
 
 
 def _begin(learned: Sequence[Tuner]) -> float | None:
@@ -165,9 +166,9 @@ def _begin(learned: Sequence[Tuner]) -> float | None:
     return rates[len(rates) // 2] if rates else None
 
 
-def _forwards(estimate: Mapping[str, Any]) -> int:
+def _forwards(usage: Mapping[str, Any]) -> int:
     """Forwards a step of the learned method."""
-    return get_optimizer("mezo", **estimate).forwards
+    return get_optimizer("mezo", **with_course(usage)[0]).forwards
 
 
 def _sources(

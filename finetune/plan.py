@@ -18,6 +18,7 @@ from zoft.tasks.base import Task
 from zoft.tasks.metrics import Metric
 from zoft.tasks.objectives import LOSS, objective_name
 from zoft.tuner import Tuner
+from zoft.tuner.config import CONSTANT
 
 #: Examples a step where neither the user nor a tuner says.
 _BATCH_SIZE = 16
@@ -86,6 +87,11 @@ def plan(
             # The recommended learning rate is for steps of this kind; what is given wins, as with every setting.
             if key not in hyper:
                 hyper[key], sources[key] = value, "recommended by the tuner"
+    schedule, where = config.schedule or CONSTANT, "as given" if config.schedule else None
+    if name == LEARNED and tuner is not None and where is None and tuner.config.recommended.schedule != CONSTANT:
+        schedule, where = tuner.config.recommended.schedule, "recommended by the tuner"
+    if where is not None:
+        sources["schedule"] = where
     if any(key.endswith("_schedule") for key in hyper):
         hyper.setdefault("schedule_steps", config.steps)
     if name != LEARNED and name not in FIRST_ORDER:
@@ -101,6 +107,7 @@ def plan(
         "optimizer": name,
         "hyper": hyper,
         "batch_size": batch_size,
+        "schedule": schedule,
         "noise": config.noise or (tuner.config.noise.kind if tuner is not None else GaussianTable.name),
         "eval_every": tenth if config.eval_every is None else config.eval_every,
         "save_every": tenth if config.save_every is None else config.save_every,

@@ -16,6 +16,7 @@ from zoft.optimizers import ZOOptimizer, get_optimizer
 from zoft.runs import folder as runs
 from zoft.runs.reporters import ConsoleReporter, JsonlReporter, Reporter, TensorBoardReporter
 from zoft.tasks.base import Task
+from zoft.tuner.config import CONSTANT
 
 
 def build_method(planned: Plan, model: Any) -> ZOOptimizer | FirstOrder:
@@ -45,7 +46,7 @@ def build_trainer(
         steps=config.steps,
         accumulate=config.accumulate,
         seed=config.seed,
-        schedule=config.schedule,
+        schedule=config.schedule or CONSTANT,
         warmup_steps=config.warmup_steps,
         eval_every=config.eval_every or 0,
         save_every=config.save_every or 0,

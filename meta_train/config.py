@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from zoft.config import Config, read_yaml, unknown
 from zoft.errors import UsageError
 from zoft.noise import NOISES, GaussianTable
+from zoft.tuner.config import RateSchedule
 from zoft.tuner.normalization import NormalizationConfig
 from zoft.tuner.pertnn import NetworkConfig
 
@@ -120,7 +121,7 @@ class MetaTrainConfig(Config):
         " different minibatches, over what is not; that needs the expected objective.",
     )
     structure_share: float | None = Field(
-        0.9,
+        0.97,
         ge=0,
         le=1,
         description="Share a of the learned part in each block's covariance; empty: so much that it meets as much"
@@ -133,17 +134,21 @@ class MetaTrainConfig(Config):
         description="Rank of each side of a low-rank structure; empty: the largest within 2 % of the model's bytes.",
     )
     structure_power: float = Field(
-        2.0,
+        2.5,
         allow_inf_nan=False,
-        description="Exponent of the moments: 1 samples directions in proportion to their gradients' energy, 0 evenly.",
+        description="Exponent of the moments, or of signal over noise: 1 samples directions in proportion, 0 evenly.",
     )
     structure_floor: float = Field(
-        1e-3, ge=0, allow_inf_nan=False, description="Added to a scale's moment before the exponent, in means of them."
+        0.3,
+        ge=0,
+        allow_inf_nan=False,
+        description="Added to a scale's moment before the exponent, or to its noise, in means of them.",
     )
     structure_block_power: float = Field(
         0.0,
         allow_inf_nan=False,
-        description="Exponent of a block's mean energy for its weight among the learned parts; 0 leaves that to σ.",
+        description="Exponent of a block's mean energy, or of its signal over noise, for its weight among the learned"
+        " parts; 0 leaves that to σ.",
     )
     structure_vectors: Literal["isotropic", "elementwise"] = Field(
         "isotropic", description="Whether vectors (biases, norms) stay isotropic or have a scale for every entry."
@@ -178,6 +183,9 @@ class MetaTrainConfig(Config):
     recommended_estimator: Literal["central", "one-sided"] = Field(
         "one-sided",
         description="Estimator to recommend: two forwards a direction, or one and one more for all of them.",
+    )
+    recommended_schedule: RateSchedule = Field(
+        "linear", description="Course of the learning rate to recommend in the tuner; nothing is learned with it."
     )
 
     @field_validator("noise")

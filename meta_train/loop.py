@@ -32,7 +32,7 @@ from zoft.step import uninterrupted
 from zoft.tasks.base import Task
 from zoft.tuner.artifact import Tuner
 from zoft.tuner.bound import BoundTuner
-from zoft.tuner.config import Recommended
+from zoft.tuner.config import CONSTANT, Recommended
 
 Resume = bool | Literal["auto"]
 
@@ -361,13 +361,16 @@ class _Run:
                 "model_bytes": model_bytes(self.blocks),
                 "edge_lr": parts.edge,
             }
+        # A mean over n directions has an n-th of the variance, which is what limits the rate; and a rate that falls to
+        # 0 is half of its first value in the mean.
+        longer = config.recommended_directions * (1 if config.recommended_schedule == CONSTANT else 2)
         recommended = Recommended(
-            # A mean over n directions has an n-th of the variance, which is what limits the rate.
-            lr=config.recommended_lr or parts.edge / 4 * config.recommended_directions,
+            lr=config.recommended_lr or parts.edge / 4 * longer,
             epsilon=config.epsilon,
             batch_size=config.batch_size,
             directions=config.recommended_directions,
             estimator=config.recommended_estimator,
+            schedule=config.recommended_schedule,
         )
         tuner_config = self.tuner.config.model_copy(update={"recommended": recommended, "step_rule": parts.rule})
         self.tuner.network.requires_grad_(False)

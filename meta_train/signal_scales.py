@@ -7,7 +7,10 @@ the scale of a row is by its part of the signal over its part of the noise,
     r_j ∝ ((G_j / ΣG) / (F_j / ΣF))^p,
 
 G_j and F_j as in :mod:`meta_train.signal` for the row's entries, means over the tasks of their shares, and a column's
-likewise. A tenth of the block's mean noise is added to F_j, and no ratio is further than 20 from the block's own.
+likewise. A part of the block's mean noise (``structure_floor``) is added to F_j, and no ratio is further than 20 from
+the block's own. A row that the tasks never touched has neither, and so a small scale.
+
+The blocks' own ratios, to the power ``structure_block_power``, are the weights ω of their learned parts.
 """
 
 from __future__ import annotations
@@ -22,8 +25,8 @@ from zoft.blocks import Block, Blocks
 from zoft.tuner.parts import Scales
 from zoft.tuner.structure import Structure, factor_shapes
 
-#: Added to a row's noise, in means of the block's rows; the largest ratio to the block's own.
-_FLOOR, _REACH = 0.1, 20.0
+#: The largest ratio of a row to its block's own, and of a block to the model's.
+_REACH, _BLOCK_REACH = 20.0, 10.0
 
 
 class SignalScales:
@@ -92,12 +95,13 @@ class SignalScales:
 
     def structure(self, share: float) -> Structure:
         """The structure that the ratios say, with that share a. A block that had no signal has the share 0."""
-        shares = torch.zeros(len(self._blocks))
+        shares, weights = torch.zeros(len(self._blocks)), torch.ones(len(self._blocks))
         factors = {}
         for block in self._covered():
             both = [self._ratios(block, side) for side in SIDES]
             found = all(ratios is not None for ratios in both)
-            shares[block.index] = share if found else 0.0
+            if found:
+                shares[block.index], weights[block.index] = share, self._weight(block)
             left, right = (
                 Scales.normalised(ratios**self._config.structure_power)
                 if found and ratios is not None
@@ -106,7 +110,13 @@ class SignalScales:
             )
             factors[block.name] = (left.to(self.settings.dtype), right.to(self.settings.dtype))
         names, sizes = tuple(self._blocks.names), tuple(self._blocks.shapes)
-        return Structure(self.settings, names, sizes, shares, torch.ones(len(names)), factors)
+        return Structure(self.settings, names, sizes, shares, weights, factors)
+
+    def _weight(self, block: Block) -> float:
+        """ω of a block that has signal: its share of the model's signal over that of the noise, to a power."""
+        both = self._of_blocks.signal, self._of_blocks.noise
+        signal, noise = (float(self._shares(means, means)[block.index]) for means in both)
+        return min(max(signal / noise, 1 / _BLOCK_REACH), _BLOCK_REACH) ** self._config.structure_block_power
 
     def _ratios(self, block: Block, side: str) -> Tensor | None:
         """Signal over noise by row or column, relative to the block's own; None where the block has no signal."""
@@ -115,7 +125,8 @@ class SignalScales:
         own = float(signal.sum() / noise.sum()) if float(noise.sum()) > 0 else 0.0
         if not own > 0:
             return None
-        return (signal / (noise + _FLOOR * noise.mean()) / own).clamp(1 / _REACH, _REACH)
+        floor = self._config.structure_floor * noise.mean()
+        return (signal / (noise + floor) / own).clamp(1 / _REACH, _REACH)
 
     def _shares(self, means: Tensor, of_blocks: Tensor) -> Tensor:
         """Means over the tasks of each one's share of the whole model."""

@@ -158,6 +158,12 @@ def test_the_tuner_brings_method_base_and_settings(tmp_path: Path) -> None:
     assert (given.config.hyper["directions"], given.config.hyper["estimator"]) == (5, "one-sided")
     other = plan(FinetuneConfig.build({**settings, "optimizer": "hizoo"}), tuner=several)
     assert "directions" not in other.config.hyper  # another method's estimator is its own
+    falling = several.recommending(schedule="linear")
+    planned = plan(FinetuneConfig.build(settings), tuner=falling)
+    assert planned.config.schedule == "linear"
+    assert "schedule linear: recommended by the tuner" in planned.describe()
+    assert plan(FinetuneConfig.build({**settings, "schedule": "constant"}), tuner=falling).config.schedule == "constant"
+    assert plan(FinetuneConfig.build({**settings, "optimizer": "hizoo"}), tuner=falling).config.schedule == "constant"
     given = plan(
         FinetuneConfig.build({"tuner": str(folder), "task": HELD_OUT, "hyper": {"lr": "3e-5"}, "optimizer": "mezo"})
     )

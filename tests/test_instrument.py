@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import get_scheduler
 
 from finetune.compare import Comparison, compare
 from finetune.compare_config import CONTROL_NAMES, SELECTION_OFFSET, CompareConfig
@@ -29,6 +30,7 @@ from tests.test_compare_parts import chosen, spec
 from zoft.blocks import Blocks
 from zoft.errors import UsageError
 from zoft.noise import Key, Span, get_noise
+from zoft.optimizers import ZerothOrder
 from zoft.step import Probe
 from zoft.tuner import Tuner
 from zoft.tuner.step_rule import StepRuleConfig
@@ -383,16 +385,16 @@ def test_a_tuner_and_its_controls_are_used_as_the_tuner_recommends(tmp_path: Pat
     learned = Tuner.from_pretrained(planted_tuner(tmp_path / "plain"))
     rule = StepRuleConfig(kind="slopes", slope=3.0, power=1.0)
     headed = Tuner(learned.config.model_copy(update={"step_rule": rule}), learned.network)
-    several = headed.recommending(directions=3, estimator="one-sided", lr=0.02)
+    several = headed.recommending(directions=3, estimator="one-sided", lr=0.02, schedule="linear")
     several.save_pretrained(tmp_path / "several")
     values = {"tasks": ["dev"], "optimizers": ["mezo"], "seeds": 2, "plots": False, "forwards": 24}
     values |= {"tuners": {"plain": str(tmp_path / "plain"), "several": str(tmp_path / "several")}}
     settings = config(tmp_path / "out", **values)
     plans, _ = plan_methods(settings, toy_bench("", ["dev"]))
     by_label = {plan.label: plan for plan in plans}
-    estimate = {"directions": 3, "estimator": "one-sided"}
+    usage = {"directions": 3, "estimator": "one-sided", "schedule": "linear"}
     for name in ("several", "untrained-several", "permuted-several"):
-        assert (by_label[name].hyper, by_label[name].forwards, by_label[name].begin) == (estimate, 4, 0.02)
+        assert (by_label[name].hyper, by_label[name].forwards, by_label[name].begin) == (usage, 4, 0.02)
         made = by_label[name].tuners[0].load(toy_bench("", ["dev"]).model)
         assert made.bind(toy_bench("", ["dev"]).model).step_rule == rule
     for name in ("plain", "untrained-plain", "permuted-plain"):
@@ -409,3 +411,23 @@ def test_a_tuner_and_its_controls_are_used_as_the_tuner_recommends(tmp_path: Pat
     mixed = config(tmp_path, tuners={"both": [str(tmp_path / "plain"), str(tmp_path / "several")]})
     with pytest.raises(UsageError, match="recommend different directions"):
         plan_methods(mixed, toy_bench("", ["dev"]))
+
+
+@pytest.mark.parametrize("course", ["linear", "cosine", None])
+def test_a_schedule_is_that_of_fine_tuning(course: str | None) -> None:
+    """The loss after a run: that of an optimizer whose rates transformers' schedules set."""
+    bench, by_hand = mlp_bench("", ["t"]), mlp_bench("", ["t"])
+    record = Runner(bench)(spec(hyper={"schedule": course} if course else {}, task="t", lr=1e-2, forwards=20))
+    optimizer = ZerothOrder(by_hand.model, "mezo", seed=0, lr=1e-2)
+    rates = get_scheduler(course or "constant", optimizer, num_warmup_steps=0, num_training_steps=10)
+    task = by_hand.tasks["t"]
+    for _, batch in zip(range(10), task.train_batches(4, 0), strict=False):
+        optimizer.step(lambda batch=batch: task.loss(by_hand.model, batch))
+        rates.step()
+    assert record["validation_loss"] == pytest.approx(task.evaluate(by_hand.model)["loss"], rel=1e-6)
+
+
+def test_an_unknown_schedule_is_refused(tmp_path: Path) -> None:
+    values = {"tasks": ["dev"], "optimizers": ["mezo:schedule=steps"], "forwards": 24}
+    with pytest.raises(UsageError, match="unknown schedule 'steps'"):
+        compare(config(tmp_path, **values), say=quiet, factory=toy_bench)

@@ -81,7 +81,8 @@ def test_signal_and_noise_are_the_means_over_pairs_in_float64() -> None:
     model = build(Net)
     blocks = Blocks.of(model)
     signal = Signal(2, len(blocks))
-    rows = SignalScales(config(structure_power=1.5), blocks, signal)
+    settings = config(structure_power=1.5, structure_floor=0.2, structure_block_power=0.5)
+    rows = SignalScales(settings, blocks, signal)
     expected: dict[str, list[tuple[float, float]]] = {"steady": [], "noisy": []}
     by_row: list[list[tuple[float, float]]] = [[] for _ in range(4)]
     for visit in range(3):
@@ -111,10 +112,16 @@ def test_signal_and_noise_are_the_means_over_pairs_in_float64() -> None:
         np.array([np.mean(found, axis=0)[k] for found in by_row]) / total
         for k, total in ((0, all_signal), (1, all_noise))
     )
-    ratios = np.clip(g / (f + 0.1 * f.mean()) / (g.sum() / f.sum()), 1 / 20, 20) ** 1.5
+    ratios = np.clip(g / (f + 0.2 * f.mean()) / (g.sum() / f.sum()), 1 / 20, 20) ** 1.5
     structure = rows.structure(0.5)
     np.testing.assert_allclose(structure.factors["steady.weight"][0].numpy(), ratios / ratios.mean(), rtol=1e-4)
-    assert dict(zip(structure.names, structure.share.tolist(), strict=True))["idle.weight"] == 0
+    by_name = {name: row for row, name in enumerate(structure.names)}
+    assert structure.share[by_name["idle.weight"]] == 0
+    # Blocks: the same of the whole block, against the model's.
+    means = np.mean(expected["steady"], axis=0)
+    ratio = np.clip(means[0] / all_signal / (means[1] / all_noise), 0.1, 10) ** 0.5
+    assert float(structure.weight[by_name["steady.weight"]]) == pytest.approx(ratio, rel=1e-5)
+    assert structure.weight[by_name["idle.weight"]] == 1
     assert rows.count == 12
 
 

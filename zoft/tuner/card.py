@@ -14,7 +14,7 @@ import yaml
 
 from zoft.errors import UsageError
 from zoft.names import HUB_NAME
-from zoft.tuner.config import TunerConfig
+from zoft.tuner.config import CONSTANT, Recommended, TunerConfig
 from zoft.tuner.structure import described
 
 TAGS = ("zoft", "zo-tuner", "zeroth-order", "learned-optimizer")
@@ -44,14 +44,25 @@ def card(config: TunerConfig, provenance: Mapping[str, Any], name: str) -> str:
         shapes="" if known else "The shapes are not known to this tuner, so that only the names are compared.",
         lr=f"{lr:.3g}" if lr is not None else "not determined",
         settings=json.dumps({"lr": float(f"{lr:.3g}") if lr is not None else 1e-6, **recommended.estimate}),
+        course=_course(recommended),
         epsilon=f"{recommended.epsilon:g}",
         batch_size=recommended.batch_size,
-        estimate="".join(f", {key} {value}" for key, value in recommended.estimate.items()),
+        estimate="".join(f", {key} {value}" for key, value in recommended.usage.items()),
         recommended_by="" if lr is not None else "Search for the learning rate, downward from 1e-6 and upward.",
         learned=learned(provenance),
         results=results_table(provenance.get(RESULTS)),
         limit=_limit(provenance),
         versions=_versions(config, provenance),
+    )
+
+
+def _course(recommended: Recommended) -> str:
+    """The lines of the usage that make the recommended course of the learning rate."""
+    if recommended.schedule == CONSTANT:
+        return ""
+    return (
+        f'\nschedule = transformers.get_scheduler("{recommended.schedule}", optimizer, 0, num_training_steps=STEPS)'
+        "  # schedule.step() after each"
     )
 
 

@@ -29,6 +29,10 @@ CONFIG_FILE, WEIGHTS_FILE, PROVENANCE_FILE, CARD_FILE = (
 #: The files of a tuner; nothing else in a folder is read, copied or uploaded.
 FILES = (CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, PROVENANCE_FILE)
 
+#: Courses of the learning rate over a run; all but the first fall to 0 at its end.
+RateSchedule = Literal["constant", "linear", "cosine"]
+CONSTANT: RateSchedule = "constant"
+
 
 class BlockTable(Config):
     """The base model's blocks in the order of the tuner's rows."""
@@ -62,11 +66,14 @@ class Recommended(Config):
     estimator: Literal["central", "one-sided"] = Field(
         "central", description="c along each direction from the losses on both sides, or from one and that at θ."
     )
+    schedule: RateSchedule = Field(
+        CONSTANT, description="Course of the learning rate over a run: constant, or falling to 0 at its end."
+    )
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able values; the estimate is left out where it is what every method begins with."""
+        """JSON-able values; the estimate and the schedule are left out where every method begins with them."""
         content = super().to_dict()
-        return content if self.estimate else {key: content[key] for key in ("lr", "epsilon", "batch_size")}
+        return {**{key: content[key] for key in ("lr", "epsilon", "batch_size")}, **self.usage}
 
     @property
     def estimate(self) -> dict[str, Any]:
@@ -74,6 +81,11 @@ class Recommended(Config):
         default = type(self)()
         values = {"directions": self.directions, "estimator": self.estimator}
         return {} if all(getattr(default, key) == value for key, value in values.items()) else values
+
+    @property
+    def usage(self) -> dict[str, Any]:
+        """The :attr:`estimate`, and ``schedule`` where the learning rate is not constant."""
+        return {**self.estimate, **({} if self.schedule == CONSTANT else {"schedule": self.schedule})}
 
 
 #: Sections that a tuner may lack.

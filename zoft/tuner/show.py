@@ -52,7 +52,7 @@ def describe(tuner: Tuner, name: str, sigma: Tensor) -> dict[str, Any]:
             "lr": recommended.lr if recommended.lr is not None else "not determined",
             "epsilon": recommended.epsilon,
             "batch size": recommended.batch_size,
-            **recommended.estimate,
+            **recommended.usage,
         },
         "sigma": _spread(sigma),
         "tasks": _tasks(provenance),
