@@ -18,6 +18,7 @@ from finetune.methods import MethodPlan
 from finetune.report import TaskSummary, number
 from finetune.wins import Contest, Standing
 from zoft.runs.reporters import TensorBoardReporter
+from zoft.tuner.config import CONSTANT
 
 RUNS_FILE, RESULT_FILE, TABLE_FILE, LRS_FILE = ("runs.jsonl", "compare.json", "compare.md", "recommended-lrs.yaml")
 
@@ -31,7 +32,8 @@ def describe(config: CompareConfig, methods: Sequence[MethodPlan], choose_on: Se
     lines = [f"{len(methods)} methods on {', '.join(config.tasks)}; {_listed(budgets)} forward passes a run"]
     for method in methods:
         steps = _listed([forwards // method.forwards for forwards in budgets])
-        lines.append(f"  {method.label}: {steps} steps of {method.forwards} forwards")
+        course = "" if method.course == CONSTANT else f", learning rate {method.course} to 0"
+        lines.append(f"  {method.label}: {steps} steps of {method.forwards} forwards{course}")
     if config.lr_mode == "search":
         grid = f"√2 grid from {config.lr_start:g}, chosen on seeds {_listed(config.chosen_on_seeds)}"
         lines.append(f"learning rates: {grid}")
@@ -229,9 +231,11 @@ class Output:
             f"by the mean of final / zero-shot validation loss of {seeds}.",
             GIVEN: "one for each method on all tasks, given beforehand.",
         }[view.regime]
+        falling = [f"{method.label} ({method.course})" for method in self._methods if method.course != CONSTANT]
+        courses = f" They fall to 0 over the run: {', '.join(falling)}." if falling else ""
         return [
             f"{view.forwards} forward passes a run, evaluations apart (steps: {steps}); batch {config.batch_size}, "
-            f"ε {config.epsilon:g}. Learning rates: {chosen}"
+            f"ε {config.epsilon:g}. Learning rates: {chosen}{courses}"
         ]
 
     def _steps(self, view: View, label: str) -> int:

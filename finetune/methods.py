@@ -50,6 +50,11 @@ class MethodPlan:
         return bool(self.tuners) and self.tuners[0].control is None
 
     @property
+    def course(self) -> str:
+        """The course of its learning rate over a run."""
+        return with_course(self.hyper)[1]
+
+    @property
     def untrained(self) -> str | None:
         """Label of the untrained control of a tuner."""
         return next((label for label in self.controls if label.startswith("untrained")), None)

@@ -408,6 +408,8 @@ def test_a_tuner_and_its_controls_are_used_as_the_tuner_recommends(tmp_path: Pat
     runs = [json.loads(line) for line in (tmp_path / "out" / "runs.jsonl").read_text().splitlines()]
     steps = {run["steps"] for run in runs if run["settings"]["hyper"]}
     assert steps == {6}
+    falling = ", ".join(f"{name} (linear)" for name in ("untrained-several", "permuted-several", "several"))
+    assert f"They fall to 0 over the run: {falling}." in made.table
     mixed = config(tmp_path, tuners={"both": [str(tmp_path / "plain"), str(tmp_path / "several")]})
     with pytest.raises(UsageError, match="recommend different directions"):
         plan_methods(mixed, toy_bench("", ["dev"]))
