@@ -18,7 +18,7 @@ from zoft.tasks.base import Task
 from zoft.tasks.metrics import Metric
 from zoft.tasks.objectives import LOSS, objective_name
 from zoft.tuner import Tuner
-from zoft.tuner.config import CONSTANT
+from zoft.tuner.config import CONSTANT, RateSchedule
 
 #: Examples a step where neither the user nor a tuner says.
 _BATCH_SIZE = 16
@@ -76,6 +76,7 @@ def plan(
         raise UsageError("; ".join(cause for cause, _ in problems), " ".join(remedy for _, remedy in problems))
     name = config.optimizer or LEARNED
     sources: dict[str, str] = {}
+    schedule = _schedule(config, tuner if name == LEARNED else None, sources)
     hyper = dict(config.hyper)
     kind = METHODS[name]
     for key in ("lr",) if name in FIRST_ORDER else ("lr", "epsilon"):
@@ -87,11 +88,6 @@ def plan(
             # The recommended learning rate is for steps of this kind; what is given wins, as with every setting.
             if key not in hyper:
                 hyper[key], sources[key] = value, "recommended by the tuner"
-    schedule, where = config.schedule or CONSTANT, "as given" if config.schedule else None
-    if name == LEARNED and tuner is not None and where is None and tuner.config.recommended.schedule != CONSTANT:
-        schedule, where = tuner.config.recommended.schedule, "recommended by the tuner"
-    if where is not None:
-        sources["schedule"] = where
     if any(key.endswith("_schedule") for key in hyper):
         hyper.setdefault("schedule_steps", config.steps)
     if name != LEARNED and name not in FIRST_ORDER:
@@ -161,6 +157,15 @@ def _setting(key: str, given: Any, tuner: Tuner | None, default: Any) -> tuple[A
     if recommended is not None:
         return recommended, "recommended by the tuner"
     return default, "the default" if key == "batch_size" else "the method's default"
+
+
+def _schedule(config: FinetuneConfig, tuner: Tuner | None, sources: dict[str, str]) -> RateSchedule:
+    """The course of the learning rate; ``sources`` learns where it is from, unless it is constant by default."""
+    recommended = tuner.config.recommended.schedule if tuner is not None else CONSTANT
+    if config.schedule is None and recommended == CONSTANT:
+        return CONSTANT
+    sources["schedule"] = "recommended by the tuner" if config.schedule is None else "as given"
+    return config.schedule or recommended
 
 
 def _base_of(tuner: Tuner) -> str:
