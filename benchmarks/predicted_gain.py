@@ -1,4 +1,4 @@
-"""How much a tuner's directions should gain on a task, from gradients alone: seconds where runs take hours.
+"""How much a tuner's directions should gain on a task, from gradients alone: minutes where runs take hours.
 
     python benchmarks/predicted_gain.py [--tuner NAME ...] [--base DIR] [--tasks NAME,...] [--directions N]
 
@@ -128,8 +128,8 @@ def gradients(model: nn.Module, task: LMTask, count: int) -> dict[str, Tensor]:
 
 def kernel(found: Mapping[str, Tensor], scales: Mapping[str, Tensor] | None = None) -> Tensor:
     """K of gradients, with S the squares of ``scales``; None is I."""
-    total = torch.zeros(len(next(iter(found.values()))), dtype=torch.float64)
-    total = total[:, None] + total
+    count = len(next(iter(found.values())))
+    total = torch.zeros(count, count, dtype=torch.float64)
     for name, values in found.items():
         scaled = values if scales is None else values * scales[name]
         total += (scaled @ scaled.T).double()

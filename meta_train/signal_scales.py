@@ -96,12 +96,12 @@ class SignalScales:
     def structure(self, share: float) -> Structure:
         """The structure that the ratios say, with that share a. A block that had no signal has the share 0."""
         shares, weights = torch.zeros(len(self._blocks)), torch.ones(len(self._blocks))
-        factors = {}
+        of_blocks, factors = self._weights(), {}
         for block in self._covered():
             both = [self._ratios(block, side) for side in SIDES]
             found = all(ratios is not None for ratios in both)
             if found:
-                shares[block.index], weights[block.index] = share, self._weight(block)
+                shares[block.index], weights[block.index] = share, of_blocks[block.index]
             left, right = (
                 Scales.normalised(ratios**self._config.structure_power)
                 if found and ratios is not None
@@ -112,11 +112,10 @@ class SignalScales:
         names, sizes = tuple(self._blocks.names), tuple(self._blocks.shapes)
         return Structure(self.settings, names, sizes, shares, weights, factors)
 
-    def _weight(self, block: Block) -> float:
-        """ω of a block that has signal: its share of the model's signal over that of the noise, to a power."""
-        both = self._of_blocks.signal, self._of_blocks.noise
-        signal, noise = (float(self._shares(means, means)[block.index]) for means in both)
-        return min(max(signal / noise, 1 / _BLOCK_REACH), _BLOCK_REACH) ** self._config.structure_block_power
+    def _weights(self) -> Tensor:
+        """ω by block [B], where it has signal: its share of the signal over that of the noise, to a power."""
+        signal, noise = (self._shares(means, means) for means in (self._of_blocks.signal, self._of_blocks.noise))
+        return (signal / noise).clamp(1 / _BLOCK_REACH, _BLOCK_REACH) ** self._config.structure_block_power
 
     def _ratios(self, block: Block, side: str) -> Tensor | None:
         """Signal over noise by row or column, relative to the block's own; None where the block has no signal."""
