@@ -44,6 +44,7 @@ def card(config: TunerConfig, provenance: Mapping[str, Any], name: str) -> str:
         shapes="" if known else "The shapes are not known to this tuner, so that only the names are compared.",
         lr=f"{lr:.3g}" if lr is not None else "not determined",
         settings=json.dumps({"lr": float(f"{lr:.3g}") if lr is not None else 1e-6, **recommended.estimate}),
+        imports="" if recommended.schedule == CONSTANT else "import transformers\n",
         course=_course(recommended),
         epsilon=f"{recommended.epsilon:g}",
         batch_size=recommended.batch_size,
@@ -57,7 +58,7 @@ def card(config: TunerConfig, provenance: Mapping[str, Any], name: str) -> str:
 
 
 def _course(recommended: Recommended) -> str:
-    """The lines of the usage that make the recommended course of the learning rate."""
+    """The line of the usage that makes the recommended course of the learning rate."""
     if recommended.schedule == CONSTANT:
         return ""
     return (
