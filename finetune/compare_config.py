@@ -148,6 +148,12 @@ class CompareConfig(Config):
     noise: str = Field("gaussian-table", description="Kind of noise of every method.")
     workers: int | None = Field(None, ge=1, description="Processes; by default one a core (one on an accelerator).")
     threads: int = Field(1, ge=1, description="Threads of every process.")
+    runs_at_once: int = Field(
+        1,
+        ge=1,
+        description="Runs that one process makes at once, stacked along a leading dimension: for small models on an "
+        "accelerator.",
+    )
     device: str = Field("cpu", description="Device.")
     dtype: str | None = Field(None, description="dtype of the weights; by default the checkpoint's.")
     data_dir: str | None = Field(

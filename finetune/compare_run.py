@@ -224,33 +224,20 @@ class Runner:
             return self._run(spec)
         finally:
             torch.set_num_threads(threads)
-            self._reset()
+            self.reset()
 
     def _run(self, spec: RunSpec) -> Record:
         started = time.perf_counter()
-        self._reset()
-        validation_zero = self._validation(spec)
-        test_zero = self._at_zero(spec, "test", spec.test_examples) if spec.test else {}
+        self.reset()
+        validation_zero = self.validation(spec)
+        test_zero = self.at_zero(spec, "test", spec.test_examples) if spec.test else {}
         method = build_method(spec, self.bench.model)
         curve, steps, skipped = self._train(spec, method, validation_zero)
-        validation_loss = curve[-1][1] if steps == method.steps_within(spec.forwards) else math.nan
         test = self._evaluate(spec, "test", spec.test_examples) if spec.test else {}
-        metrics = [name for name in test if name != "loss"]
-        judged = (test["loss"], test_zero["loss"]) if spec.test else (validation_loss, validation_zero)
-        return {
-            "key": spec.key,
-            "settings": spec.settings,
-            "steps": steps,
-            "forwards": method.forwards_in(steps),
-            "skipped_steps": skipped,
-            "zero_shot": {"validation_loss": _finite(validation_zero), **_renamed(test_zero)},
-            "validation_loss": _finite(validation_loss),
-            **_renamed(test),
-            "metric": metrics[0] if metrics else None,
-            "diverged": _judgement(*judged, math.isfinite(validation_loss)),
-            "curve": [[forwards, _finite(loss), _finite(training)] for forwards, loss, training in curve],
-            "seconds": round(time.perf_counter() - started, 3),
-        }
+        seconds, device = time.perf_counter() - started, next(self.bench.model.parameters()).device
+        return record_of(
+            spec, method, curve, steps, skipped, validation_zero, test_zero, test, seconds, str(device)
+        )
 
     def _train(
         self, spec: RunSpec, method: ZOOptimizer, zero: float
@@ -285,16 +272,18 @@ class Runner:
                 curve.append((method.forwards_in(step), math.nan, math.nan))
                 return curve, step, skipped
             if step in marks:
-                curve.append((method.forwards_in(step), self._validation(spec), _mean(losses)))
+                curve.append((method.forwards_in(step), self.validation(spec), _mean(losses)))
                 losses = []
         return curve, steps, skipped
 
-    def _reset(self) -> None:
+    def reset(self) -> None:
+        """Put the initial weights back."""
         with torch.no_grad():
             for name, tensor in self.bench.model.state_dict().items():
                 tensor.copy_(self._initial[name])
 
-    def _at_zero(self, spec: RunSpec, split: str, limit: int | None) -> dict[str, float]:
+    def at_zero(self, spec: RunSpec, split: str, limit: int | None) -> dict[str, float]:
+        """Loss and metric at the initial weights, which the model must have where they are not known yet."""
         index = (spec.task, split, limit)
         if index not in self._zero_shot:
             self._zero_shot[index] = self._evaluate(spec, split, limit)
@@ -303,7 +292,7 @@ class Runner:
     def _evaluate(self, spec: RunSpec, split: str, limit: int | None) -> dict[str, float]:
         return dict(self.bench.tasks[spec.task].evaluate(self.bench.model, split, limit))
 
-    def _validation(self, spec: RunSpec) -> float:
+    def validation(self, spec: RunSpec) -> float:
         """Mean validation loss, without the metric where the task lets its batches be kept."""
         task, limit = self.bench.tasks[spec.task], spec.validation_examples
         if not hasattr(task, "dataset") or not hasattr(task, "collate"):
@@ -324,6 +313,46 @@ def _batches(task: Any, limit: int | None, size: int = 64) -> list[tuple[int, An
     examples = sorted(task.dataset("validation")[:limit], key=lambda example: (example.length, example.index))
     parts = [examples[first : first + size] for first in range(0, len(examples), size)]
     return [(len(part), task.collate(part)) for part in parts]
+
+
+def record_of(
+    spec: RunSpec,
+    method: ZOOptimizer,
+    curve: Sequence[tuple[int, float, float]],
+    steps: int,
+    skipped: int,
+    validation_zero: float,
+    test_zero: Mapping[str, float],
+    test: Mapping[str, float],
+    seconds: float,
+    device: str,
+) -> Record:
+    """What is kept of a run.
+
+    Args:
+        curve: forwards, validation loss and mean training loss at every point.
+        steps: steps made, fewer than the budget allows where the run gave up; ``skipped``: those that were skipped.
+        validation_zero, test_zero: before the first step. ``test``: after the last; both empty if it was not asked for.
+        seconds: wall time. ``device``: where it was made.
+    """
+    validation_loss = curve[-1][1] if steps == method.steps_within(spec.forwards) else math.nan
+    metrics = [name for name in test if name != "loss"]
+    judged = (test["loss"], test_zero["loss"]) if spec.test else (validation_loss, validation_zero)
+    return {
+        "key": spec.key,
+        "settings": spec.settings,
+        "steps": steps,
+        "forwards": method.forwards_in(steps),
+        "skipped_steps": skipped,
+        "zero_shot": {"validation_loss": _finite(validation_zero), **_renamed(test_zero)},
+        "validation_loss": _finite(validation_loss),
+        **_renamed(test),
+        "metric": metrics[0] if metrics else None,
+        "diverged": _judgement(*judged, math.isfinite(validation_loss)),
+        "curve": [[forwards, _finite(loss), _finite(training)] for forwards, loss, training in curve],
+        "seconds": round(seconds, 3),
+        "device": device,
+    }
 
 
 def _judgement(final: float, zero: float, finished: bool) -> str | None:

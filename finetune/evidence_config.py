@@ -19,7 +19,7 @@ LABEL = "default"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 #: Settings that change no figure.
-_NO_MATTER = {"output_dir", "result", "page", "notes", "workers", "threads", "cache_bytes", "plots"}
+_NO_MATTER = {"output_dir", "result", "page", "notes", "workers", "threads", "cache_bytes", "plots", "device", "runs_at_once"}
 
 
 class EvidenceBase(Config):
@@ -62,6 +62,8 @@ class EvidenceConfig(Config):
     noise: str = Field("gaussian-table", description="Kind of noise.")
     workers: int | None = Field(None, ge=1, description="Processes; by default one a core.")
     threads: int = Field(1, ge=1, description="Threads of every process.")
+    device: str = Field("cpu", description="Device.")
+    runs_at_once: int = Field(1, ge=1, description="As in a comparison.")
     cache_bytes: int | None = Field(None, ge=0, description="As in a comparison.")
     plots: bool = Field(True, description="Whether every comparison draws its own plots besides the page's.")
     output_dir: str = Field("runs/evidence", description="Folder of the runs; a rerun goes on from what is there.")

@@ -10,6 +10,7 @@ from finetune.compare_config import CompareConfig
 from finetune.compare_run import Bench, BenchFactory, Runner, make_runner
 from finetune.oracle_config import OracleConfig
 from finetune.run_cache import cache_size
+from finetune.stacked import StackedRuns
 from finetune.sweep import Executor, InProcess, Processes
 
 #: The settings that say where and on what runs are made.
@@ -33,8 +34,11 @@ def make_executor(settings: Settings, bench: Bench, factory: BenchFactory, argum
     Args:
         bench: for runs in this process; ``factory`` and ``arguments`` make it again in others.
     """
-    count = process_count(settings)
+    at_once = getattr(settings, "runs_at_once", 1)
+    count = 1 if at_once > 1 else process_count(settings)
     cache = cache_size(count) if settings.cache_bytes is None else settings.cache_bytes
+    if at_once > 1:
+        return StackedRuns(bench, Runner(bench, settings.keep_bytes, settings.threads, cache), at_once, cache)
     if count == 1:
         return InProcess(Runner(bench, settings.keep_bytes, settings.threads, cache))
     return Processes(count, make_runner, (factory, arguments, settings.keep_bytes, settings.threads, cache))

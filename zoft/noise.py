@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from itertools import accumulate
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 
 from zoft import philox
-from zoft.blocks import Block
+from zoft.blocks import Block, Blocks
 from zoft.config import unknown
 from zoft.errors import ArtifactError, UsageError
 
@@ -67,14 +68,49 @@ class Span:
         return self.start // self.block.columns, -(-self.stop // self.block.columns)
 
     def of_rows(self, rows: Tensor) -> Tensor:
-        """Its entries of a contiguous matrix that holds :attr:`rows` whole (a view)."""
+        """Its entries of a contiguous matrix that holds :attr:`rows` whole, or of several [..., rows, columns] (a view)."""
         start = self.start - self.rows[0] * self.block.columns
-        return rows.view(-1)[start : start + len(self)]
+        return rows.view(*rows.shape[:-2], -1)[..., start : start + len(self)]
 
     def of(self, tensor: Tensor) -> Tensor:
-        """The entries of a contiguous ``tensor`` of the block's shape (a view)."""
-        flat = tensor.view(-1)
-        return flat if len(self) == flat.numel() else flat[self.start : self.stop]
+        """The entries of a contiguous ``tensor`` of the block's shape, or of several [..., *shape] (a view)."""
+        several = tensor.shape[: tensor.ndim - self.block.parameter.ndim]
+        flat = tensor.view(*several, -1)
+        return flat if len(self) == flat.shape[-1] else flat[..., self.start : self.stop]
+
+
+class Layout:
+    """Blocks one after the other in a row, each beginning where a counter of the noise does.
+
+    Args:
+        blocks: the blocks.
+        per_counter: how many values a counter gives.
+
+    Attributes:
+        counts: how many counters every block takes.
+        starts: where in the row it begins.
+        width: entries of a row.
+    """
+
+    def __init__(self, blocks: Blocks, per_counter: int) -> None:
+        self.blocks = blocks
+        self.counts = [-(-block.numel // per_counter) for block in blocks]
+        ends = [per_counter * count for count in accumulate(self.counts)]
+        self.starts, self.width = [0, *ends[:-1]], ends[-1]
+        self._kept: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def of(self, rows: Tensor, block: Block) -> Tensor:
+        """The block in every row of ``rows`` [..., width]: a view [..., *shape]."""
+        start = self.starts[block.index]
+        return rows[..., start : start + block.numel].unflatten(-1, block.shape or (1,))
+
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Of every counter in the row the block's key and its number within the block, int64."""
+        if device not in self._kept:
+            keys = [torch.full((count,), philox.signed(block.key)) for block, count in zip(self.blocks, self.counts, strict=True)]
+            numbers = [torch.arange(count) for count in self.counts]
+            self._kept[device] = torch.cat(keys).to(device), torch.cat(numbers).to(device)
+        return self._kept[device]
 
 
 def spans(block: Block, chunk: int = CHUNK) -> Iterator[Span]:
@@ -129,6 +165,24 @@ class Noise(ABC):
         """The same bits made anew, neither kept nor looked up: for noise of another step's key."""
         return self._make(key, span, torch.device(device))
 
+    def joined(self, key: Key, layout: Layout, device: torch.device | str = "cpu") -> Tensor:
+        """The directions of all blocks of a layout in a row, made at once: the same bits.
+
+        Returns:
+            float32 [layout.width]; what lies between the blocks is of no meaning.
+        """
+        target, stream = torch.device(device), _stream(key)
+        higher = (key.step, key.draw, stream)
+        seed = key.seed & (1 << 64) - 1
+        if target.type == "cpu":
+            parts = [
+                philox.words((seed, block.key), (0, *higher), count)
+                for block, count in zip(layout.blocks, layout.counts, strict=True)
+            ]
+            return torch.from_numpy(self._from_words(np.concatenate(parts)))
+        keys, counters = layout.on(target)
+        return self._from_tensor(philox.words_of(seed, keys, counters, higher))
+
     def may_keep(self, count: int) -> bool:
         """Whether ``keep_bytes`` leaves room for ``count`` float32 values."""
         return 4 * count <= self._keep_bytes
@@ -140,7 +194,7 @@ class Noise(ABC):
     def _make(self, key: Key, span: Span, device: torch.device) -> Tensor:
         first = span.start // self._per_counter
         count = -(-span.stop // self._per_counter) - first
-        counter = (first, key.step, key.draw, _ROUNDING + key.part if key.part else _DIRECTION)
+        counter = (first, key.step, key.draw, _stream(key))
         skip = span.start - first * self._per_counter
         stream = (key.seed & (1 << 64) - 1, span.block.key)
         if device.type == "cpu":
@@ -149,6 +203,10 @@ class Noise(ABC):
             values = self._from_tensor(philox.words_on_device(stream, counter, count, device))
         return values[skip : skip + len(span)]
 
+    def layout(self, blocks: Blocks) -> Layout:
+        """Where the blocks lie in :meth:`joined`."""
+        return Layout(blocks, self._per_counter)
+
     @abstractmethod
     def _from_words(self, words: np.ndarray) -> np.ndarray:
         """float32 values from little-endian uint64 words, ``_per_counter`` for every four words."""
@@ -156,6 +214,11 @@ class Noise(ABC):
     @abstractmethod
     def _from_tensor(self, words: Tensor) -> Tensor:
         """The same from int64 words of shape [count, 4] on any device."""
+
+
+def _stream(key: Key) -> int:
+    """The highest part of a counter: which of a direction's noises; rounding has the one between."""
+    return _ROUNDING + key.part if key.part else _DIRECTION
 
 
 class GaussianTable(Noise):

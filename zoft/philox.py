@@ -44,18 +44,31 @@ def words_on_device(
     Returns:
         int64 tensor of shape [count, 4] that holds the unsigned words bit for bit.
     """
-    c0 = torch.arange(count, dtype=torch.int64, device=device) + _signed(counter[0])
-    c1, c2, c3 = (torch.full_like(c0, _signed(part)) for part in counter[1:])
-    k0, k1 = key
+    lowest = torch.arange(count, dtype=torch.int64, device=device) + signed(counter[0])
+    return words_of(key[0], torch.tensor(signed(key[1]), device=device), lowest, counter[1:])
+
+
+def words_of(first: int, second: Tensor, lowest: Tensor, higher: tuple[int, int, int]) -> Tensor:
+    """The words of many counters at once, of streams that differ in the second part of their keys.
+
+    Args:
+        first: the first part of all keys. ``second``: the second, int64 bit for bit, [count] or of one entry.
+        lowest: the lowest part of every counter, int64 [count]. ``higher``: the others.
+
+    Returns:
+        As :func:`words_on_device`.
+    """
+    c0, k0, k1 = lowest, first, second
+    c1, c2, c3 = (torch.full_like(c0, signed(part)) for part in higher)
     for _ in range(_ROUNDS):
         high0, low0 = _multiply(c0, _MULTIPLIERS[0])
         high1, low1 = _multiply(c2, _MULTIPLIERS[1])
-        c0, c1, c2, c3 = high1 ^ c1 ^ _signed(k0), low1, high0 ^ c3 ^ _signed(k1), low0
-        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+        c0, c1, c2, c3 = high1 ^ c1 ^ signed(k0), low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = (k0 + _WEYL[0]) & _MASK, k1 + signed(_WEYL[1])  # int64 wraps as the words do
     return torch.stack((c0, c1, c2, c3), dim=1)
 
 
-def _signed(value: int) -> int:
+def signed(value: int) -> int:
     """The int64 with the bits of the unsigned ``value``."""
     return value - (1 << 64) if value >> 63 else value
 
@@ -68,4 +81,4 @@ def _multiply(a: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:
     high_low, high_high = a_high * m_low, a_high * m_high
     middle = ((low_low >> 32) & _LOW) + (low_high & _LOW) + (high_low & _LOW)
     high = high_high + ((low_high >> 32) & _LOW) + ((high_low >> 32) & _LOW) + ((middle >> 32) & _LOW)
-    return high, a * _signed(multiplier)
+    return high, a * signed(multiplier)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
 from pydantic import ConfigDict, Field, model_validator
@@ -47,6 +47,9 @@ class ZOOptimizer(Config):
         refuses: estimators that it cannot use, each with the reason.
         needs_loss_zero: whether a step measures the loss at θ too.
         trials: multiples of the proposed step whose losses are measured before it is taken.
+        stacks: whether the verbs also take several runs at once (:mod:`zoft.stack`): tensors that begin with a
+            dimension of runs, and probes whose losses are tensors [runs, 1]. "entries": no entry depends on another,
+            so that all blocks can be handled as one; "blocks": block by block; None: no.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -58,6 +61,7 @@ class ZOOptimizer(Config):
     refuses: ClassVar[Mapping[str, str]] = {}
     needs_loss_zero: ClassVar[bool] = False
     trials: ClassVar[tuple[int, ...]] = ()
+    stacks: ClassVar[Literal["entries", "blocks"] | None] = None
 
     lr: float = Field(1e-6, ge=0, allow_inf_nan=False, description="Learning rate η.")
     epsilon: float = Field(1e-3, gt=0, allow_inf_nan=False, description="Perturbation scale ε.")
@@ -249,5 +253,6 @@ def counter() -> Tensor:
 
 
 def counted(state: State, slot: str) -> int:
-    """The value of a :func:`counter`."""
-    return int(state[slot])
+    """The value of a :func:`counter`; where several runs are stacked, the tensor of their counts."""
+    count = state[slot]
+    return int(count) if count.ndim == 0 else cast(int, count)

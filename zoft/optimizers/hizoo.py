@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -53,6 +53,7 @@ class HiZOO(ZOOptimizer):
     parts: ClassVar[tuple[str, ...]] = ("direction",)
     refuses: ClassVar[Mapping[str, str]] = {"one-sided": _NO_CURVATURE, "derivative": _NO_CURVATURE}
     needs_loss_zero: ClassVar[bool] = True
+    stacks: ClassVar[Literal["entries", "blocks"] | None] = "entries"
 
     smooth_scale: float = Field(
         1e-6, ge=0, lt=1, description="Smooth scale α of the Hessian's moving average; 1e-8 to 1e-5 on LLMs."
@@ -98,10 +99,10 @@ class HiZOO(ZOOptimizer):
                 raise ValueError("HiZOO needs the loss at θ")
             over = noise if variance is None else noise / variance
             second = abs(probe.loss_plus + probe.loss_minus - 2 * probe.loss_zero) / (2 * probe.epsilon**2)
+            square = noise * over
             if self.subtract_inverse:
-                curvature.add_((noise * over - 1).abs_(), alpha=second / len(draws))
-            else:
-                curvature.addcmul_(noise, over, value=second / len(draws))
+                square.sub_(1).abs_()
+            curvature.add_(square.mul_(second / len(draws)))
         change = super().update(state, span, theta, draws, lr)
         self.observe(state, span, curvature, self.scheduled("smooth_scale", draws[0][1].key.step))
         return change

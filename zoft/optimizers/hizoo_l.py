@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -41,6 +41,7 @@ class HiZOOL(HiZOO):
         "None apart from HiZOO's: lr 1e-6 at ε 1e-3 with smooth scale 1e-8 on OPT-13B, WSC (the public code's README). "
         "The published cost is 1.39 times MeZO's time and 1.12 times its memory."
     )
+    stacks: ClassVar[Literal["entries", "blocks"] | None] = "blocks"
 
     def hessians(self, blocks: Blocks) -> State:
         """R = C = 1 for a matrix, H = 1 for a vector."""
@@ -60,7 +61,8 @@ class HiZOOL(HiZOO):
             return super().hessian(state, span)
         rows, columns = (state[slot] for slot in _slots(span.block))
         first, last = span.rows
-        return span.of_rows(torch.outer(rows[first:last] / rows.mean(), columns))
+        part = rows[..., first:last] / rows.mean(-1, keepdim=True)
+        return span.of_rows(part[..., None] * columns[..., None, :])
 
     def observe(self, state: State, span: Span, curvature: Tensor, smooth_scale: float) -> None:
         """Adds h over ``span`` to the row and column sums; with the block's last span R and C change."""
@@ -73,14 +75,14 @@ class HiZOOL(HiZOO):
         if span.start == 0:
             state.update(zip(sums, (torch.zeros_like(rows), torch.zeros_like(columns)), strict=True))
         first, last = span.rows
-        whole = curvature.new_zeros(last - first, len(columns))
+        whole = curvature.new_zeros(*rows.shape[:-1], last - first, columns.shape[-1])
         span.of_rows(whole).copy_(curvature.mul_(self.hessian(state, span)))
-        state[sums[0]][first:last] += whole.sum(1)
-        state[sums[1]] += whole.sum(0)
+        state[sums[0]][..., first:last] += whole.sum(-1)
+        state[sums[1]] += whole.sum(-2)
         if span.stop == span.block.numel:
             by_row, by_column = (state.pop(slot) for slot in sums)
-            rows.mul_(1 - smooth_scale).add_(by_row, alpha=smooth_scale / len(columns))
-            columns.mul_(1 - smooth_scale).add_(by_column, alpha=smooth_scale / len(rows))
+            rows.mul_(1 - smooth_scale).add_(by_row, alpha=smooth_scale / columns.shape[-1])
+            columns.mul_(1 - smooth_scale).add_(by_column, alpha=smooth_scale / rows.shape[-1])
 
 
 def _slots(block: Block) -> tuple[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from zoft.optimizers.base import ZOOptimizer
 
@@ -31,3 +31,4 @@ class MeZO(ZOOptimizer):
         "lr 1e-6 or 1e-7 at ε 1e-3 on OPT-13B, batch 16; lr 1e-7, 1e-6 or 1e-5 at ε 1e-3 on RoBERTa-large, batch 64 "
         "(the grids of the paper's appendix, full fine-tuning)."
     )
+    stacks: ClassVar[Literal["entries", "blocks"] | None] = "entries"

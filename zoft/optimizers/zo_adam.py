@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -45,6 +45,7 @@ class ZOAdam(ZOOptimizer):
         "lr 1e-8 to 1e-4 at ε 1e-5 to 1e-3 on OPT-1.3B, SST-2, full fine-tuning (sweep files of arXiv 2402.11592)."
     )
     parts: ClassVar[tuple[str, ...]] = ("update",)
+    stacks: ClassVar[Literal["entries", "blocks"] | None] = "entries"
 
     beta1: float = Field(0.9, ge=0, lt=1, description="Decay β₁ of the first moment.")
     beta2: float = Field(0.999, ge=0, lt=1, description="Decay β₂ of the second moment.")
@@ -65,10 +66,15 @@ class ZOAdam(ZOOptimizer):
         first, second = (span.of(state[f"adam/{which}/{span.block.name}"]) for which in ("first", "second"))
         first.lerp_(estimate, 1 - self.beta1)
         second.mul_(self.beta2).addcmul_(estimate, estimate, value=1 - self.beta2)
-        scale = second.sqrt().div_(math.sqrt(1 - self.beta2**count)).add_(self.adam_epsilon)
+        scale = second.sqrt().div_(_root(1 - self.beta2**count)).add_(self.adam_epsilon)
         return estimate.copy_(first).div_(scale.mul_(1 - self.beta1**count))
 
     def end(self, state: State, probes: Sequence[Probe]) -> None:
         """t ← t + 1."""
         super().end(state, probes)
         state[_COUNT].add_(1)
+
+
+def _root(value: Any) -> Any:
+    """The square root of a number, or of those of stacked runs."""
+    return value.sqrt() if isinstance(value, Tensor) else math.sqrt(value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import model_validator
 
@@ -35,6 +35,7 @@ class ZOFinetuner(ZOOptimizer):
     published: ClassVar[str] = (
         "η 1e-6 in the lookahead of meta-training on 1B models; a tuner records its own lr and ε."
     )
+    stacks: ClassVar[Literal["entries", "blocks"] | None] = "entries"
 
     @model_validator(mode="after")
     def _has_tuner(self) -> ZOFinetuner:

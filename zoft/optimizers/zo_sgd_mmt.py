@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -37,6 +37,7 @@ class ZOSGDMomentum(ZOOptimizer):
         "β 0.9; lr 1e-8 to 1e-5 at ε 1e-5 to 1e-3 on OPT-1.3B, SST-2, full fine-tuning (the benchmark's sweep files)."
     )
     parts: ClassVar[tuple[str, ...]] = ("update",)
+    stacks: ClassVar[Literal["entries", "blocks"] | None] = "entries"
 
     momentum: float = Field(0.9, ge=0, lt=1, description="Momentum β.")
 

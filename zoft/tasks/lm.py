@@ -95,7 +95,7 @@ class LMTask:
         self.max_length = max_length if max_length is not None else (own if own < _NO_LIMIT else None)
         pad = tokenizer.pad_token_id
         # Padding is masked out, so any valid id will do where the tokenizer defines none.
-        self._pad_id = int(pad if pad is not None else tokenizer.eos_token_id or 0)
+        self.pad_id = int(pad if pad is not None else tokenizer.eos_token_id or 0)
         self._datasets: dict[str, list[Encoded]] = {}
         #: Metrics that an evaluation gives besides the task's own, by their names.
         self.further_metrics: dict[str, Metric] = {}
@@ -149,7 +149,7 @@ class LMTask:
 
     def collate(self, examples: Sequence[Encoded]) -> dict[str, Tensor]:
         """A batch of ``dataset`` entries; for its tensors see :func:`zoft.tasks.encoding.collate`."""
-        return collate(examples, self._pad_id)
+        return collate(examples, self.pad_id)
 
     def train_batches(self, batch_size: int, seed: int, start: int = 0) -> Iterator[dict[str, Tensor]]:
         """Endless full batches of the training split, a pure function of ``seed``.
@@ -169,13 +169,22 @@ class LMTask:
     def _train_batches(
         self, examples: list[Encoded], batch_size: int, seed: int, start: int
     ) -> Iterator[dict[str, Tensor]]:
-        epoch, skipped = divmod(start * batch_size, len(examples))
-        order = islice(_epochs(len(examples), seed, epoch), skipped, None)
+        for indices in self.train_order(batch_size, seed, start):
+            yield self.collate(self.trained_on([examples[index] for index in indices]))
+
+    def train_order(self, batch_size: int, seed: int, start: int = 0) -> Iterator[list[int]]:
+        """Which examples of the training split the batches of :meth:`train_batches` are made of."""
+        count = len(self.dataset("train"))
+        epoch, skipped = divmod(start * batch_size, count)
+        order = islice(_epochs(count, seed, epoch), skipped, None)
         while True:
-            members = [examples[index] for index in islice(order, batch_size)]
-            if self._teacher_forcing:
-                members = [replace(one, candidates=(one.candidates[one.label],), label=0) for one in members]
-            yield self.collate(members)
+            yield list(islice(order, batch_size))
+
+    def trained_on(self, members: Sequence[Encoded]) -> list[Encoded]:
+        """The examples as they are trained on: where the right answer alone is, without the other candidates."""
+        if not self._teacher_forcing:
+            return list(members)
+        return [replace(one, candidates=(one.candidates[one.label],), label=0) for one in members]
 
     @property
     def _teacher_forcing(self) -> bool:
@@ -188,8 +197,12 @@ class LMTask:
 
         The model's mode is left alone: call it in evaluation mode for a loss without dropout.
         """
+        return self.losses(model, batch).mean()
+
+    def losses(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        """Loss of each example of ``batch``, float32 [B]."""
         check_context(model, batch, self.name)
-        return self._losses(*token_log_likelihoods(model, on_device(batch, model)), batch["labels"]).mean()
+        return self._losses(*token_log_likelihoods(model, on_device(batch, model)), batch["labels"])
 
     def predict(self, model: nn.Module, batch: Mapping[str, Tensor], split: str = "train") -> list[str]:
         """The model's answer to each example of a batch: its best candidate, or what it generates.
@@ -202,7 +215,7 @@ class LMTask:
         members = [self.dataset(split)[index] for index in batch["indices"].tolist()]
         with torch.inference_mode(), evaluating(model):
             if self.text_task.kind == "completion":
-                return self._generated(model, members, split)
+                return self._continued(model, members, split, self.collate(self.prompts(members)))
             whole = on_device(self.collate(members), model)
             check_context(model, whole, self.name)
             return self._best(self._scores(*token_log_likelihoods(model, whole)), members, split)
@@ -229,18 +242,33 @@ class LMTask:
         with torch.inference_mode(), evaluating(model):
             for first in range(0, len(ordered), batch_size):
                 members = ordered[first : first + batch_size]
-                batch = self.collate(members)
-                check_context(model, batch, self.name)
-                found = token_log_likelihoods(model, on_device(batch, model))
-                losses += float(self._losses(*found, batch["labels"]).double().sum())
-                if self.text_task.kind == "completion":
-                    texts = self._generated(model, members, split)
-                else:
-                    texts = self._best(self._scores(*found), members, split)
+                prompts = self.collate(self.prompts(members)) if self.text_task.kind == "completion" else None
+                found, texts = self.judged(model, members, split, self.collate(members), prompts)
+                losses += float(found.double().sum())
                 predictions.update(zip((member.index for member in members), texts, strict=True))
-        return {"loss": losses / len(encoded), **self._measured(predictions, split)}
+        return {"loss": losses / len(encoded), **self.measured(predictions, split)}
 
-    def _measured(self, predictions: Mapping[int, str], split: str) -> dict[str, float]:
+    def judged(
+        self,
+        model: nn.Module,
+        members: Sequence[Encoded],
+        split: str,
+        batch: Mapping[str, Tensor],
+        prompts: Mapping[str, Tensor] | None,
+    ) -> tuple[Tensor, list[str]]:
+        """Loss of each member, float32 [B], and the model's answer to it.
+
+        Args:
+            batch: of the members; ``prompts``: of :meth:`prompts` of them, for a completion.
+        """
+        check_context(model, batch, self.name)
+        found = token_log_likelihoods(model, on_device(batch, model))
+        losses = self._losses(*found, batch["labels"])
+        if prompts is not None:
+            return losses, self._continued(model, members, split, prompts)
+        return losses, self._best(self._scores(*found), members, split)
+
+    def measured(self, predictions: Mapping[int, str], split: str) -> dict[str, float]:
         """The task's metrics of predictions by their examples' indices."""
         source = self.text_task.examples(split)
         examples = [source[index] for index in sorted(predictions)]
@@ -269,11 +297,16 @@ class LMTask:
         chosen = scores.argmax(-1).tolist()
         return [examples[member.index].named[at] for member, at in zip(members, chosen, strict=True)]
 
-    def _generated(self, model: nn.Module, members: Sequence[Encoded], split: str) -> list[str]:
+    def prompts(self, members: Sequence[Encoded]) -> list[Encoded]:
+        """The members' contexts alone, as what is continued."""
+        return [Encoded(member.context, ((0,),), 0, member.index) for member in members]
+
+    def _continued(
+        self, model: nn.Module, members: Sequence[Encoded], split: str, prompts: Mapping[str, Tensor]
+    ) -> list[str]:
         """The greedy continuation of each member's context, cut to the answer."""
         encoded = self.dataset(split)
-        prompts = [Encoded(member.context, ((0,),), 0, member.index) for member in members]
-        batch = on_device(self.collate(prompts), model)
+        batch = on_device(prompts, model)
         longest = self._longest(encoded)
         if self.max_length is not None:
             longest = min(longest, self.max_length - batch["input_ids"].shape[1] + 1)

@@ -229,6 +229,11 @@ class BoundStructure:
         self._kept: dict[tuple[int, int, int, torch.device], Tensor] = {}
         self._kept_size = 0
 
+    @property
+    def by_entry(self) -> bool:
+        """Whether it only scales entries, and mixes nothing into the noise."""
+        return not any(isinstance(block.part, LowRank) for block in self._blocks)
+
     def mixed(self, noise: Noise, key: Key, span: Span, values: Tensor, variance: float = 1.0) -> Tensor:
         """√(1 − a)·u + √(a·ω·variance)·A·Z·Bᵀ where the part is a low rank, else ``values``, which is overwritten.
 

@@ -1,0 +1,204 @@
+"""Several runs of one model at once: every trained tensor gets a leading dimension of runs.
+
+A small model leaves an accelerator idle, since a step is many small operations one after the other. Stacked, the
+runs share them: the model is run once on the rows of all runs, and every module that has trained tensors treats the
+rows of each run with that run's tensors. Everything else (attention, activations, the task's loss) sees only more
+rows. The arithmetic of each run is that of a run alone, in another order of summation at most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from typing import Any, Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from zoft.blocks import Block, Blocks
+from zoft.errors import UsageError
+from zoft.noise import Key, Layout, Noise, Span
+from zoft.step import Probe, State
+from zoft.tuner.bound import BoundTuner
+from zoft.tuner.parts import BoundStructure
+
+
+class StackedModel:
+    """Runs a model with the trained tensors of several runs at once.
+
+    Args:
+        model: the model, in evaluation mode.
+        layout: where its blocks lie in a row.
+        runs: how many runs.
+
+    Raises:
+        UsageError: a trained tensor belongs to a module that has others within it.
+    """
+
+    def __init__(self, model: nn.Module, layout: Layout, runs: int) -> None:
+        self.model, self.layout, self.runs = model, layout, runs
+        self._views: list[Tensor] = []
+        by_id = {id(block.parameter): block for block in layout.blocks}
+        self._owners: list[tuple[nn.Module, dict[str, Block]]] = []
+        for module in model.modules():
+            own = {name: by_id[id(p)] for name, p in module._parameters.items() if id(p) in by_id}
+            if own and any(True for _ in module.children()):
+                raise UsageError(
+                    f"{type(module).__name__} has trained tensors and modules within it, so its runs cannot be stacked",
+                    "Make the runs one by one.",
+                )
+            if own:
+                self._owners.append((module, own))
+
+    @contextmanager
+    def running(self) -> Iterator[Self]:
+        """Within: the model treats its input as rows of all runs, the first run's first. After: as before."""
+        try:
+            for module, own in self._owners:
+                module.forward = self._forward(module, own)  # type: ignore[method-assign]
+            yield self
+        finally:
+            for module, _ in self._owners:
+                module.__dict__.pop("forward", None)
+
+    def use(self, rows: Tensor) -> None:
+        """From now on compute with these trained tensors, [runs, width]."""
+        self._views = [self.layout.of(rows, block) for block in self.layout.blocks]
+
+    def _forward(self, module: nn.Module, own: dict[str, Block]) -> Callable[..., Tensor]:
+        kind = type(module)
+        original = kind.forward
+
+        def forward(inputs: Tensor, *more: Any, **named: Any) -> Tensor:
+            if more or named or len(inputs) % self.runs:
+                raise UsageError(f"the runs of a model with {kind.__name__} cannot be stacked", "Make them one by one.")
+            values = {name: self._views[block.index] for name, block in own.items()}
+            if kind is nn.Linear:
+                return _linear(inputs, values["weight"], values.get("bias"))
+
+            def alone(values: dict[str, Tensor], rows: Tensor) -> Tensor:
+                return cast(Tensor, original(_With(module, values), rows))
+
+            several = inputs.view(self.runs, -1, *inputs.shape[1:])
+            return cast(Tensor, torch.func.vmap(alone)(values, several)).flatten(0, 1)
+
+        return forward
+
+
+class _With:
+    """What a module's own forward sees of it, with other values of its parameters."""
+
+    def __init__(self, module: nn.Module, values: dict[str, Tensor]) -> None:
+        self._module, self._values = module, values
+
+    def __getattr__(self, name: str) -> Any:
+        return self._values[name] if name in self._values else getattr(self._module, name)
+
+
+def _linear(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x·Wᵀ + b with the weights [runs, out, in] of each run."""
+    runs, wide, narrow = weight.shape
+    rows = inputs.reshape(runs, -1, narrow)
+    if bias is None:
+        out = torch.bmm(rows, weight.mT)
+    else:
+        out = torch.baddbmm(bias[:, None], rows, weight.mT)
+    return out.view(*inputs.shape[:-1], wide)
+
+
+class StackedNoise(Noise):
+    """The noise of several runs: of a span the directions of all, [runs, len(span)].
+
+    Args:
+        made: gives the directions of a seed's key in a row, see :meth:`Noise.joined`.
+        layout: of the rows.
+        seeds: of the runs, from the first.
+        whole: whether a span is of the row as a whole, and not of one block.
+    """
+
+    def __init__(self, made: Callable[[Key], Tensor], layout: Layout, seeds: Sequence[int], whole: bool) -> None:
+        super().__init__()
+        self._source, self._layout, self._whole = made, layout, whole
+        self._seeds = sorted(set(seeds))
+        self._of_run = [self._seeds.index(seed) for seed in seeds]
+        self._rows: dict[Key, Tensor] = {}
+
+    def __call__(self, key: Key, span: Span, device: torch.device | str = "cpu") -> Tensor:
+        """As of every run's own seed; ``key.seed`` is of no meaning."""
+        if key not in self._rows:
+            self._rows = {kept: rows for kept, rows in self._rows.items() if kept.step == key.step}
+            self._rows[key] = torch.stack([self._source(key._replace(seed=seed)) for seed in self._seeds])
+        rows = self._rows[key]
+        if not self._whole:
+            rows = self._layout.of(rows, span.block).flatten(1)
+        return rows[torch.tensor(self._of_run, device=rows.device)]
+
+    def _from_words(self, words: Any) -> Any:
+        raise NotImplementedError
+
+    def _from_tensor(self, words: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class StackedTuner(BoundTuner):
+    """The tuners of several runs, as factors that multiply the entries of their directions; see :func:`factors`."""
+
+    def check(self, blocks: Blocks) -> None:
+        """Nothing to check."""
+
+    def init(self, blocks: Blocks) -> State:
+        """No state: the factors are the same at every step."""
+        return {}
+
+    def begin(self, state: State, blocks: Blocks) -> None:
+        """Nothing changes from step to step."""
+
+    def scale(self, state: State, block: Block) -> float:
+        """1: the factors are in :attr:`structure`."""
+        return 1.0
+
+    def end(self, state: State, probes: Sequence[Probe]) -> None:
+        """Nothing is kept."""
+
+    @classmethod
+    def of(cls, bound: BoundTuner, rows: Tensor, layout: Layout, whole: bool) -> Self:
+        """For runs whose factors are ``rows`` [runs, width]; ``bound`` is the tuner of any of them."""
+        values = {part.name: getattr(bound, part.name) for part in fields(BoundTuner)}
+        return cls(**{**values, "structure": _Factors(rows, layout, whole), "step_rule": None})
+
+
+class _Factors(BoundStructure):
+    """Factors by entry, of several runs."""
+
+    def __init__(self, rows: Tensor, layout: Layout, whole: bool) -> None:
+        super().__init__(())
+        self._factors, self._layout, self._whole_rows = rows, layout, whole
+
+    def mixed(self, noise: Noise, key: Key, span: Span, values: Tensor, variance: float = 1.0) -> Tensor:
+        return values
+
+    def variance(self, span: Span) -> None:
+        return None
+
+    def deviation(self, span: Span) -> Tensor:
+        return self._factors if self._whole_rows else self._layout.of(self._factors, span.block).flatten(1)
+
+
+def factors(bound: BoundTuner, layout: Layout) -> Tensor | None:
+    """What multiplies the entries of a tuner's directions, a row [width], where it is the same at every step.
+
+    Returns:
+        None where the networks see what changes during a run, or a low rank is mixed in.
+    """
+    if bool(bound.network.out.weight.any()) or (bound.structure is not None and not bound.structure.by_entry):
+        return None
+    state = bound.init(layout.blocks)
+    bound.begin(state, layout.blocks)
+    row = torch.ones(layout.width, device=layout.blocks[0].parameter.device)
+    for block in layout.blocks:
+        part = layout.of(row, block).view(-1)
+        part.fill_(bound.scale(state, block))
+        if bound.structure is not None:
+            part.mul_(bound.structure.deviation(Span(block, 0, block.numel)))
+    return row
