@@ -187,7 +187,7 @@ class Stack:
         first, layout = self._first, self._layout
         hyper, _ = with_course(first.hyper)
         plain = get_optimizer(_method_name(first), **{"epsilon": first.epsilon, **hyper})
-        if plain.stacks is None or plain.plan.trials or plain.plan.derivative or plain.plan.sides != (1, -1):
+        if plain.stacks is None or plain.plan.trials or plain.plan.derivative or plain.plan.sides not in ((1, -1), (1,)):
             raise CannotStack
         self._whole = plain.stacks == "entries"
         bound = [tuner for tuner in tuners if tuner is not None]
@@ -326,17 +326,17 @@ class Stack:
                 noises.append(method.draw(self._noise, key, span))
                 self._part(shift, block).copy_(method.direction(state, span, noises[-1].clone()))
             shift.mul_(epsilon)
-            values += [self._losses(self._theta + shift, batch), self._losses(self._theta - shift, batch)]
+            values += [self._losses(self._theta + side * shift, batch) for side in method.plan.sides]
             drawn.append(noises)
         measured = torch.stack(values)
-        probes = self._probes(measured.tolist(), keys, epsilon)
+        probes = [self._probes(own, keys, epsilon, Probe) for own in measured.T.tolist()]
         finite = [all(probe.finite for probe in own) for own in probes]
         for at, fine in enumerate(finite):
             self._skipped[at] += not fine and self._ended[at] is None
             self._in_a_row[at] = 0 if fine else self._in_a_row[at] + 1
         rates = torch.tensor([self._rate(step, at, own) for at, own in enumerate(probes)], device=self._device)
         with self._kept(finite):
-            stacked = self._stacked_probes(measured, keys, epsilon)
+            stacked = self._probes(list(measured[:, :, None]), keys, epsilon, _StackedProbe)
             for at, (span, block) in enumerate(self._spans):
                 draws: list[Draw] = [(noises[at], probe) for noises, probe in zip(drawn, stacked, strict=True)]
                 theta = self._part(self._theta, block)
@@ -358,23 +358,16 @@ class Stack:
         losses = self._task.losses(self._model.model, batch)
         return losses.view(len(self._specs), -1).mean(1).double()
 
-    def _probes(self, values: Sequence[Sequence[float]], keys: Sequence[Key], epsilon: float) -> list[list[Probe]]:
-        """Of every run what was measured along each direction."""
-        zeros, *sides = values if self._method.plan.zero else (None, *values)
+    def _probes(self, values: Sequence[Any], keys: Sequence[Key], epsilon: float, kind: type[Probe]) -> list[Probe]:
+        """What was measured along each direction: of one run, or with tensors [runs, 1] of all."""
+        zero, *losses = values if self._method.plan.zero else (None, *values)
+        if self._method.plan.sides == (1, -1):
+            pairs = [(losses[2 * at], losses[2 * at + 1], None) for at in range(len(keys))]
+        else:  # the other side to first order, as in a step of one run
+            pairs = [(plus, 2 * zero - plus, (plus - zero) / epsilon) for plus in losses]
         return [
-            [
-                Probe(key, sides[2 * draw][at], sides[2 * draw + 1][at], epsilon, zeros[at] if zeros else None)
-                for draw, key in enumerate(keys)
-            ]
-            for at in range(len(self._specs))
-        ]
-
-    def _stacked_probes(self, measured: Tensor, keys: Sequence[Key], epsilon: float) -> list[Probe]:
-        """One probe for each direction, whose losses are those of all runs, [runs, 1]."""
-        zeros, *sides = measured[:, :, None] if self._method.plan.zero else (None, *measured[:, :, None])
-        return [
-            _StackedProbe(key, sides[2 * draw], sides[2 * draw + 1], epsilon, zeros)  # type: ignore[arg-type]
-            for draw, key in enumerate(keys)
+            kind(key, plus, minus, epsilon, zero, slope)
+            for key, (plus, minus, slope) in zip(keys, pairs, strict=True)
         ]
 
     def _rate(self, step: int, at: int, probes: Sequence[Probe]) -> float:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -46,6 +47,7 @@ class FZOO(ZOOptimizer):
         "which is the one here."
     )
     parts: ClassVar[tuple[str, ...]] = ("update",)
+    stacks: ClassVar[Literal["entries", "blocks"] | None] = "entries"
     refuses: ClassVar[Mapping[str, str]] = {"central": _ONE_SIDED, "derivative": _ONE_SIDED}
 
     lr: float = Field(5e-9, ge=0, allow_inf_nan=False, description="Learning rate η.")
@@ -59,5 +61,9 @@ class FZOO(ZOOptimizer):
 
     def rule(self, state: State, span: Span, estimate: Tensor, draws: Sequence[Draw]) -> Tensor:
         """g over the deviation of the losses, 0 where there is none."""
-        deviation = statistics.stdev([probe.loss_plus for _, probe in draws])
+        losses: Any = [probe.loss_plus for _, probe in draws]
+        if isinstance(losses[0], Tensor):
+            spread = torch.stack(losses).std(0)
+            return estimate.div_(spread).masked_fill_(spread == 0, 0.0)
+        deviation = statistics.stdev(losses)
         return estimate.div_(deviation) if deviation else estimate.zero_()

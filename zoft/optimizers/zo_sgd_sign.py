@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -39,13 +40,16 @@ class ZOSGDSign(ZOOptimizer):
         "lr 1e-8, 1e-6 and 1e-4 at ε 1e-5 and 1e-3 on OPT-1.3B, SST-2, full fine-tuning (the benchmark's sweep files)."
     )
     parts: ClassVar[tuple[str, ...]] = ("update",)
+    stacks: ClassVar[Literal["entries", "blocks"] | None] = "entries"
 
     elementwise: bool = Field(False, description="Take the sign of every entry of c·z instead of that of c.")
 
     def coefficient(self, probe: Probe) -> float:
         """sign(c), or c where the signs are taken elementwise."""
         c = super().coefficient(probe)
-        return c if self.elementwise or c == 0 else math.copysign(1.0, c)
+        if self.elementwise:
+            return c
+        return torch.sign(c) if isinstance(c, Tensor) else float(c and math.copysign(1.0, c))
 
     def rule(self, state: State, span: Span, estimate: Tensor, draws: Sequence[Draw]) -> Tensor:
         """The estimate, or its signs."""
