@@ -29,10 +29,11 @@ from typing import Any
 from finetune.compare_config import CompareConfig
 from finetune.compare_jobs import GIVEN, TUNED, UNTUNED, Found, Jobs, Single, View
 from finetune.compare_output import RUNS_FILE, Output, Summary, describe, method_name
-from finetune.compare_run import Bench, BenchFactory, RunSpec, language_model_bench
+from finetune.compare_run import BenchFactory, language_model_bench
 from finetune.executors import bench_arguments, make_executor
 from finetune.methods import MethodPlan, pinned, plan_methods, with_all
 from finetune.report import TaskSummary
+from finetune.run_spec import Bench, RunSpec
 from finetune.sweep import Job, Record, RunStore, drive
 from zoft.config import unknown
 from zoft.errors import Interrupted, UsageError

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune.compare_config import CompareConfig
-from finetune.compare_run import Bench, RunSpec, run_spec
 from finetune.methods import MethodPlan
 from finetune.report import Chosen, number
+from finetune.run_spec import Bench, RunSpec, run_spec
 from finetune.sweep import Job, Record, Search, grid_lr, nearest_index, searched
 
 TUNED, UNTUNED, GIVEN = "tuned", "untuned", "given"

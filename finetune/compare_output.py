@@ -13,9 +13,9 @@ from typing import Any
 from finetune import plots, report, wins
 from finetune.compare_config import REFERENCE, CompareConfig
 from finetune.compare_jobs import GIVEN, TUNED, UNTUNED, Found, View
-from finetune.compare_run import Bench
 from finetune.methods import MethodPlan
 from finetune.report import TaskSummary, number
+from finetune.run_spec import Bench
 from finetune.wins import Contest, Standing
 from zoft.runs.reporters import TensorBoardReporter
 from zoft.tuner.config import CONSTANT

@@ -19,7 +19,9 @@ LABEL = "default"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 #: Settings that change no figure.
-_NO_MATTER = {"output_dir", "result", "page", "notes", "workers", "threads", "cache_bytes", "plots", "device", "runs_at_once"}
+_NO_MATTER = {
+    "output_dir", "result", "page", "notes", "workers", "threads", "cache_bytes", "plots", "device", "runs_at_once"
+}  # fmt: skip
 
 
 class EvidenceBase(Config):

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from finetune.compare_config import CompareConfig
-from finetune.compare_run import Bench, BenchFactory, Runner, make_runner
+from finetune.compare_run import BenchFactory, Runner, make_runner
 from finetune.oracle_config import OracleConfig
 from finetune.run_cache import cache_size
+from finetune.run_spec import Bench
 from finetune.stacked import StackedRuns
 from finetune.sweep import Executor, InProcess, Processes
 
@@ -38,7 +39,7 @@ def make_executor(settings: Settings, bench: Bench, factory: BenchFactory, argum
     count = 1 if at_once > 1 else process_count(settings)
     cache = cache_size(count) if settings.cache_bytes is None else settings.cache_bytes
     if at_once > 1:
-        return StackedRuns(bench, Runner(bench, settings.keep_bytes, settings.threads, cache), at_once, cache)
+        return StackedRuns(Runner(bench, settings.keep_bytes, settings.threads, cache), at_once, cache)
     if count == 1:
         return InProcess(Runner(bench, settings.keep_bytes, settings.threads, cache))
     return Processes(count, make_runner, (factory, arguments, settings.keep_bytes, settings.threads, cache))

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from finetune.compare_config import CompareConfig, MethodEntry
-from finetune.compare_run import Bench, TunerSource, with_course
 from finetune.controls import CONTROLS
+from finetune.run_spec import Bench, TunerSource, with_course
 from zoft.errors import UsageError
 from zoft.names import HUB_NAME
 from zoft.optimizers import OPTIMIZERS, get_optimizer

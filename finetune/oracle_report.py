@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from finetune.compare_run import Bench
 from finetune.intervals import interval
 from finetune.oracle_config import OracleConfig
 from finetune.report import number, to_json
+from finetune.run_spec import Bench
 from finetune.sweep import Record
 
 if TYPE_CHECKING:

@@ -29,8 +29,8 @@ from torch import Tensor, nn
 
 from finetune.compare import Comparison, compare
 from finetune.compare_config import CompareConfig
-from finetune.compare_run import Bench
 from finetune.intervals import interval
+from finetune.run_spec import Bench
 from finetune.wins import WIN, Contest
 from zoft.tuner import Tuner
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from finetune.compare_run import Bench
+from finetune.run_spec import Bench
 from tests.models import build, randn
 from zoft.tuner import Tuner
 

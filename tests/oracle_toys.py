@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from finetune.compare_run import Bench
+from finetune.run_spec import Bench
 from tests.compare_toys import Toy
 
 

@@ -12,8 +12,8 @@ import pytest
 
 from finetune.compare import RUNS_FILE, Comparison, compare
 from finetune.compare_config import SELECTION_OFFSET, CompareConfig, MethodEntry
-from finetune.compare_run import NO_BETTER, NOT_FINITE, with_course
 from finetune.methods import with_all
+from finetune.run_spec import NO_BETTER, NOT_FINITE, with_course
 from tests.compare_toys import mlp_bench, planted_tuner, toy_bench
 from zoft.errors import Interrupted, UsageError
 from zoft.models import load_model

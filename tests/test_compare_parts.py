@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from finetune.compare_run import RunSpec, TunerSource
 from finetune.report import Chosen, markdown, overall, summarise_task, verdict
+from finetune.run_spec import RunSpec, TunerSource
 from finetune.sweep import InProcess, RunStore, Search, drive, grid_lr, nearest_index, search_grid
 from zoft.errors import UsageError
 

@@ -15,11 +15,12 @@ from transformers import get_scheduler
 
 from finetune.compare import Comparison, compare
 from finetune.compare_config import CONTROL_NAMES, SELECTION_OFFSET, CompareConfig
-from finetune.compare_run import Runner, RunSpec, TunerSource
+from finetune.compare_run import Runner
 from finetune.controls import CONTROLS, derangement
 from finetune.methods import plan_methods
 from finetune.report import Chosen, summarise_task
 from finetune.run_cache import CachedNoise, RunCache, cache_size, cached_batches
+from finetune.run_spec import RunSpec, TunerSource
 from finetune.self_test import SelfTest, most, self_test
 from finetune.sweep import take
 from finetune.wins import contest, median, reach

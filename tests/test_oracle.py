@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from benchmarks import oracle as script
 from finetune import oracle_report
-from finetune.compare_run import Bench, Runner, RunSpec
+from finetune.compare_run import Runner
 from finetune.oracle import CEILING, FLOOR, Candidate, Oracle, Plan, log_ratio, run_oracle
 from finetune.oracle_config import OracleConfig
 from finetune.oracle_cost import cost
 from finetune.oracle_spaces import SPACES, Scales, Share, depths, module_types
+from finetune.run_spec import Bench, RunSpec
 from finetune.sweep import InProcess, Record, RunStore, drive
 from tests.compare_toys import Toy
 from tests.oracle_toys import frozen_bench, planted_bench

@@ -68,7 +68,7 @@ class Span:
         return self.start // self.block.columns, -(-self.stop // self.block.columns)
 
     def of_rows(self, rows: Tensor) -> Tensor:
-        """Its entries of a contiguous matrix that holds :attr:`rows` whole, or of several [..., rows, columns] (a view)."""
+        """Its entries of a contiguous matrix [..., m, n] that holds :attr:`rows` whole (a view)."""
         start = self.start - self.rows[0] * self.block.columns
         return rows.view(*rows.shape[:-2], -1)[..., start : start + len(self)]
 
@@ -107,9 +107,10 @@ class Layout:
     def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Of every counter in the row the block's key and its number within the block, int64."""
         if device not in self._kept:
-            keys = [torch.full((count,), philox.signed(block.key)) for block, count in zip(self.blocks, self.counts, strict=True)]
-            numbers = [torch.arange(count) for count in self.counts]
-            self._kept[device] = torch.cat(keys).to(device), torch.cat(numbers).to(device)
+            keys = torch.tensor([philox.signed(block.key) for block in self.blocks])
+            numbers = torch.cat([torch.arange(count) for count in self.counts])
+            repeated = keys.repeat_interleave(torch.tensor(self.counts))
+            self._kept[device] = repeated.to(device), numbers.to(device)
         return self._kept[device]
 
 

@@ -8,6 +8,7 @@ rows. The arithmetic of each run is that of a run alone, in another order of sum
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -15,6 +16,7 @@ from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from zoft.blocks import Block, Blocks
 from zoft.errors import UsageError
@@ -22,6 +24,8 @@ from zoft.noise import Key, Layout, Noise, Span
 from zoft.step import Probe, State
 from zoft.tuner.bound import BoundTuner
 from zoft.tuner.parts import BoundStructure
+
+_REMEDY = "Leave runs_at_once at 1."
 
 
 class StackedModel:
@@ -46,7 +50,7 @@ class StackedModel:
             if own and any(True for _ in module.children()):
                 raise UsageError(
                     f"{type(module).__name__} has trained tensors and modules within it, so its runs cannot be stacked",
-                    "Make the runs one by one.",
+                    _REMEDY,
                 )
             if own:
                 self._owners.append((module, own))
@@ -56,7 +60,7 @@ class StackedModel:
         """Within: the model treats its input as rows of all runs, the first run's first. After: as before."""
         try:
             for module, own in self._owners:
-                module.forward = self._forward(module, own)  # type: ignore[method-assign]
+                module.forward = self._forward(module, own)
             yield self
         finally:
             for module, _ in self._owners:
@@ -70,40 +74,42 @@ class StackedModel:
         kind = type(module)
         original = kind.forward
 
-        def forward(inputs: Tensor, *more: Any, **named: Any) -> Tensor:
-            if more or named or len(inputs) % self.runs:
-                raise UsageError(f"the runs of a model with {kind.__name__} cannot be stacked", "Make them one by one.")
+        def forward(*inputs: Any, **named: Any) -> Tensor:
+            leaves, structure = tree_flatten((inputs, named))
+            tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+            if not tensors or any(not leaf.ndim or len(leaf) % self.runs for leaf in tensors):
+                raise UsageError(f"the runs of a model with {kind.__name__} cannot be stacked", _REMEDY)
             values = {name: self._views[block.index] for name, block in own.items()}
-            if kind is nn.Linear:
-                return _linear(inputs, values["weight"], values.get("bias"))
+            if kind is nn.Linear and len(leaves) == 1:
+                return _linear(tensors[0], values["weight"], values.get("bias"))
 
-            def alone(values: dict[str, Tensor], rows: Tensor) -> Tensor:
-                return cast(Tensor, original(_With(module, values), rows))
+            def alone(values: dict[str, Tensor], tensors: list[Tensor]) -> Tensor:
+                rest = iter(tensors)
+                args, kwargs = tree_unflatten(
+                    [next(rest) if isinstance(leaf, Tensor) else leaf for leaf in leaves], structure
+                )
+                return cast(Tensor, original(_with(module, values), *args, **kwargs))
 
-            several = inputs.view(self.runs, -1, *inputs.shape[1:])
+            several = [leaf.view(self.runs, -1, *leaf.shape[1:]) for leaf in tensors]
             return cast(Tensor, torch.func.vmap(alone)(values, several)).flatten(0, 1)
 
         return forward
 
 
-class _With:
-    """What a module's own forward sees of it, with other values of its parameters."""
-
-    def __init__(self, module: nn.Module, values: dict[str, Tensor]) -> None:
-        self._module, self._values = module, values
-
-    def __getattr__(self, name: str) -> Any:
-        return self._values[name] if name in self._values else getattr(self._module, name)
+def _with(module: nn.Module, values: dict[str, Tensor]) -> nn.Module:
+    """The module with other values of its parameters and its own forward; what it has besides is shared."""
+    other = copy.copy(module)
+    other.__dict__.pop("forward", None)
+    other.__dict__["_parameters"] = {name: p for name, p in module._parameters.items() if name not in values}
+    other.__dict__.update(values)
+    return other
 
 
 def _linear(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x·Wᵀ + b with the weights [runs, out, in] of each run."""
     runs, wide, narrow = weight.shape
     rows = inputs.reshape(runs, -1, narrow)
-    if bias is None:
-        out = torch.bmm(rows, weight.mT)
-    else:
-        out = torch.baddbmm(bias[:, None], rows, weight.mT)
+    out = torch.bmm(rows, weight.mT) if bias is None else torch.baddbmm(bias[:, None], rows, weight.mT)
     return out.view(*inputs.shape[:-1], wide)
 
 

@@ -1,0 +1,395 @@
+"""One stack of runs: the same method on the same task, trained and evaluated at once."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from finetune.compare_run import GIVE_UP, Runner
+from finetune.methods import LEARNED
+from finetune.run_cache import RunCache
+from finetune.run_spec import RunSpec, record_of, with_course
+from finetune.sweep import Record
+from zoft.blocks import Block, Blocks
+from zoft.errors import UsageError
+from zoft.noise import Key, Noise, Span, get_noise
+from zoft.objective import evaluating
+from zoft.optimizers import ZOOptimizer, get_optimizer
+from zoft.optimizers.schedule import scheduled
+from zoft.stack import StackedModel, StackedNoise, StackedTuner, factors
+from zoft.step import Draw, Probe, State
+from zoft.tasks.lm import LMTask
+from zoft.tasks.table import ExampleTable
+from zoft.tuner.bound import BoundTuner
+
+#: Rows of all runs that the model is evaluated on at once, at most.
+_ROWS = 1 << 15
+
+#: Examples of every run that are evaluated at once, at most.
+_EXAMPLES = 64
+
+
+class CannotStack(Exception):
+    """The runs have to be made one by one."""
+
+
+def method_name(spec: RunSpec) -> str:
+    """The method of a run, whatever its tuner: the learned one differs from MeZO in that alone."""
+    return "mezo" if spec.optimizer == LEARNED else spec.optimizer
+
+
+class StackBench:
+    """What stacks on the same bench share.
+
+    Args:
+        runner: whose bench it is; it knows the zero-shot figures.
+        cache_bytes: for noise.
+    """
+
+    def __init__(self, runner: Runner, cache_bytes: int) -> None:
+        self.runner, self.bench = runner, runner.bench
+        self.cache = RunCache(cache_bytes)
+        self._tables: dict[tuple[str, str, str, int | None], ExampleTable] = {}
+        self._tuners: dict[str, BoundTuner] = {}
+
+    def tuner(self, spec: RunSpec) -> BoundTuner | None:
+        """The tuner of a run, bound to the model, which must be at its initial weights."""
+        if spec.tuner is None:
+            return None
+        if spec.tuner.digest not in self._tuners:
+            self._tuners[spec.tuner.digest] = spec.tuner.load(self.bench.model).bind(self.bench.model, spec.batch_size)
+        return self._tuners[spec.tuner.digest]
+
+    def table(self, task: LMTask, kind: str, split: str, limit: int | None = None) -> ExampleTable:
+        """A split's examples: as they are ``trained`` on, ``whole``, or their ``prompts``."""
+        key = (task.name, kind, split, limit)
+        if key not in self._tables:
+            members = task.dataset(split)[:limit]
+            if kind == "trained":
+                members = task.trained_on(members)
+            elif kind == "prompts":
+                members = task.prompts(members)
+            device = next(self.bench.model.parameters()).device
+            try:
+                self._tables[key] = ExampleTable(members, task.pad_id, device)
+            except UsageError as error:
+                raise CannotStack from error
+        return self._tables[key]
+
+
+class Stack:
+    """Runs that are made at once.
+
+    Args:
+        bench: its model is at its initial weights.
+        specs: runs of one group (:func:`group_of`).
+
+    Raises:
+        CannotStack: they have to be made one by one.
+    """
+
+    def __init__(self, bench: StackBench, specs: Sequence[RunSpec]) -> None:
+        self._bench, self._specs, self._first = bench, specs, specs[0]
+        first, model = self._first, bench.bench.model
+        self._device = next(model.parameters()).device
+        task = bench.bench.tasks[first.task]
+        if not isinstance(task, LMTask):
+            raise CannotStack
+        self._examples = bench.table(task, "trained", "train")
+        self._splits = {"validation": _Split(bench, task, "validation", first.validation_examples)}
+        if first.test:
+            self._splits["test"] = _Split(bench, task, "test", first.test_examples)
+        self._task = task
+        noise = get_noise(first.noise)
+        self._layout = noise.layout(Blocks.of(model))
+        tuners = [bench.tuner(spec) for spec in specs]
+        self._method = self._build(tuners)
+        self._noise = self._stacked_noise(noise)
+        self._model = self._stacked_model(model)
+        self._rules = [tuner.step_rule if tuner is not None else None for tuner in tuners]
+        self._rule_states = [rule.init() if rule is not None else {} for rule in self._rules]
+        self._start = self._initial_row()
+        self._theta = self._start.repeat(len(specs), 1)
+        self._state = self._initial_state()
+        self._steps = self._method.steps_within(first.forwards)
+        # What becomes of every run.
+        self._skipped, self._in_a_row = [0] * len(specs), [0] * len(specs)
+        self._ended: list[int | None] = [None] * len(specs)
+
+    def _build(self, tuners: Sequence[BoundTuner | None]) -> ZOOptimizer:
+        """The method of all runs."""
+        first, layout = self._first, self._layout
+        hyper, _ = with_course(first.hyper)
+        plain = get_optimizer(method_name(first), **{"epsilon": first.epsilon, **hyper})
+        if plain.stacks is None or plain.plan.trials or plain.plan.derivative:
+            raise CannotStack
+        self._whole = plain.stacks == "entries"
+        bound = [tuner for tuner in tuners if tuner is not None]
+        if any(tuner.step_rule is not None and tuner.step_rule.kind != "slopes" for tuner in bound):
+            raise CannotStack
+        if not bound:
+            return plain
+        ones = torch.ones(layout.width, device=self._device)
+        made = {id(tuner): factors(tuner, layout) for tuner in bound}
+        rows = [ones if tuner is None else made[id(tuner)] for tuner in tuners]
+        if any(row is None for row in rows):
+            raise CannotStack
+        stacked = StackedTuner.of(bound[0], torch.stack([row for row in rows if row is not None]), layout, self._whole)
+        return get_optimizer(method_name(first), **{"epsilon": first.epsilon, **hyper, "tuner": stacked})
+
+    def _stacked_noise(self, noise: Noise) -> StackedNoise:
+        cache, kind = self._bench.cache, self._first.noise
+
+        def made(key: Key) -> Tensor:
+            index = ("joined", kind, key[1:], self._layout.width)
+            cache.use(key.seed)
+            kept = cache.get(key.seed, index)
+            if kept is None:
+                kept = noise.joined(key, self._layout, self._device)
+                cache.put(key.seed, index, kept, kept.numel() * kept.element_size())
+            row: Tensor = kept
+            return row
+
+        return StackedNoise(made, self._layout, [spec.seed for spec in self._specs], self._whole)
+
+    def _stacked_model(self, model: nn.Module) -> StackedModel:
+        try:
+            return StackedModel(model, self._layout, len(self._specs))
+        except UsageError as error:
+            raise CannotStack from error
+
+    def _initial_row(self) -> Tensor:
+        row = torch.zeros(self._layout.width, device=self._device)
+        for block in self._layout.blocks:
+            if block.parameter.dtype != torch.float32:
+                raise CannotStack
+            self._layout.of(row, block).copy_(block.parameter.data.view(block.shape or (1,)))
+        return row
+
+    @property
+    def _spans(self) -> list[tuple[Span, Block]]:
+        """The spans that the method is called for."""
+        return [(Span(block, 0, block.numel), block) for block in self._blocks]
+
+    @property
+    def _blocks(self) -> Blocks:
+        """The blocks as the method sees them: all as one where entries do not depend on another."""
+        if not self._whole:
+            return self._layout.blocks
+        return Blocks([Block(0, "all", nn.Parameter(self._start, requires_grad=False))])
+
+    def _initial_state(self) -> State:
+        count = len(self._specs)
+        return {
+            name: tensor.to(self._device, torch.float64).expand(count, 1).clone()
+            if tensor.ndim == 0
+            else tensor.expand(count, *tensor.shape).clone()
+            for name, tensor in self._method.init(self._blocks).items()
+        }
+
+    def records(self) -> list[Record]:
+        """Make the runs."""
+        started = time.perf_counter()
+        runner, first = self._bench.runner, self._first
+        zero = runner.validation(first)
+        test_zero = runner.at_zero(first, "test", first.test_examples) if first.test else {}
+        with torch.no_grad(), evaluating(self._model.model), self._model.running():
+            curves = self._train(zero)
+            self._model.use(self._theta)
+            tests = self._splits["test"].judged(self._model) if first.test else [{} for _ in self._specs]
+        seconds = (time.perf_counter() - started) / len(self._specs)
+        return [
+            record_of(
+                spec,
+                self._method,
+                curves[at],
+                self._ended[at] or self._steps,
+                self._skipped[at],
+                zero,
+                test_zero,
+                tests[at],
+                seconds,
+                str(self._device),
+            )
+            for at, spec in enumerate(self._specs)
+        ]
+
+    def _train(self, zero: float) -> list[list[tuple[int, float, float]]]:
+        """The runs themselves: for each the points of its curve."""
+        first, count = self._first, len(self._specs)
+        marks = {round(self._steps * point / first.eval_points) for point in range(1, first.eval_points + 1)}
+        curves: list[list[tuple[int, float, float]]] = [[(0, zero, math.nan)] for _ in range(count)]
+        losses: list[list[float]] = [[] for _ in range(count)]
+        for step, places in zip(range(1, self._steps + 1), self._batches(), strict=False):
+            probes = self._step(step - 1, places)
+            for at, own in enumerate(probes):
+                if self._ended[at] is None:
+                    losses[at].append(sum(p.loss_plus + p.loss_minus for p in own) / (2 * len(own)))
+                    if self._in_a_row[at] == GIVE_UP:
+                        self._ended[at] = step
+                        curves[at].append((self._method.forwards_in(step), math.nan, math.nan))
+            if step in marks:
+                self._model.use(self._theta)
+                found = self._splits["validation"].losses(self._model)
+                for at in range(count):
+                    if self._ended[at] is None:
+                        mean = sum(losses[at]) / len(losses[at])
+                        curves[at].append((self._method.forwards_in(step), found[at], mean))
+                        losses[at] = []
+            if all(end is not None for end in self._ended):
+                break
+        return curves
+
+    def _batches(self) -> Iterator[np.ndarray]:
+        """The places in the training split of every step's batches, [runs, examples]."""
+        seeds = sorted({spec.seed for spec in self._specs})
+        of_run = [seeds.index(spec.seed) for spec in self._specs]
+        orders = [self._task.train_order(self._first.batch_size, seed) for seed in seeds]
+        while True:
+            yield np.array([next(order) for order in orders])[of_run]
+
+    def _step(self, step: int, places: np.ndarray) -> list[list[Probe]]:
+        """One step of all runs.
+
+        Returns:
+            of every run what was measured along each direction.
+        """
+        method, state, epsilon = self._method, self._state, self._method.epsilon_at(step)
+        keys = [Key(0, step, draw) for draw in range(method.directions)]
+        batch = self._examples.batch(places)
+        values: list[Tensor] = [self._losses(self._theta, batch)] if method.plan.zero else []
+        drawn = []
+        for key in keys:
+            noises, shift = [], torch.zeros_like(self._theta)
+            for span, block in self._spans:
+                noises.append(method.draw(self._noise, key, span))
+                self._part(shift, block).copy_(method.direction(state, span, noises[-1].clone()))
+            shift.mul_(epsilon)
+            values += [self._losses(self._theta + side * shift, batch) for side in method.plan.sides]
+            drawn.append(noises)
+        measured = torch.stack(values)
+        probes = [self._probes(own, keys, epsilon, Probe) for own in measured.T.tolist()]
+        finite = [all(probe.finite for probe in own) for own in probes]
+        for at, fine in enumerate(finite):
+            self._skipped[at] += not fine and self._ended[at] is None
+            self._in_a_row[at] = 0 if fine else self._in_a_row[at] + 1
+        rates = torch.tensor([self._rate(step, at, own) for at, own in enumerate(probes)], device=self._device)
+        with self._kept(finite):
+            stacked = self._probes(list(measured[:, :, None]), keys, epsilon, _StackedProbe)
+            for at, (span, block) in enumerate(self._spans):
+                draws: list[Draw] = [(noises[at], probe) for noises, probe in zip(drawn, stacked, strict=True)]
+                theta = self._part(self._theta, block)
+                theta.add_(method.update(state, span, theta, draws, rates[:, None]))  # type: ignore[arg-type]
+            method.end(state, stacked)
+        for at, own in enumerate(probes):
+            rule = self._rules[at]
+            if rule is not None and finite[at]:
+                rule.end(self._rule_states[at], own)
+        return probes
+
+    def _part(self, rows: Tensor, block: Block) -> Tensor:
+        """The block's part of rows [runs, width], [runs, numel]."""
+        return rows if self._whole else self._layout.of(rows, block).flatten(1)
+
+    def _losses(self, rows: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        """The loss of every run, float64 [runs]."""
+        self._model.use(rows)
+        losses = self._task.losses(self._model.model, batch)
+        return losses.view(len(self._specs), -1).mean(1).double()
+
+    def _probes(self, values: Sequence[Any], keys: Sequence[Key], epsilon: float, kind: type[Probe]) -> list[Probe]:
+        """What was measured along each direction: of one run, or with tensors [runs, 1] of all."""
+        zero, *losses = values if self._method.plan.zero else (None, *values)
+        if self._method.plan.sides == (1, -1):
+            pairs = [(losses[2 * at], losses[2 * at + 1], None) for at in range(len(keys))]
+        else:  # the other side to first order, as in a step of one run
+            pairs = [(plus, 2 * zero - plus, (plus - zero) / epsilon) for plus in losses]
+        return [
+            kind(key, plus, minus, epsilon, zero, slope) for key, (plus, minus, slope) in zip(keys, pairs, strict=True)
+        ]
+
+    def _rate(self, step: int, at: int, probes: Sequence[Probe]) -> float:
+        """The learning rate of a run at a step, its tuner's step-size head included."""
+        spec, rule = self._specs[at], self._rules[at]
+        _, course = with_course(spec.hyper)
+        rate = scheduled(course, spec.lr, 0.0, step, self._steps)
+        if rule is None or not all(probe.finite for probe in probes):
+            return rate
+        return rate * rule.rate(self._rule_states[at], probes)
+
+    def _kept(self, finite: Sequence[bool]) -> _Kept:
+        lost = [at for at, fine in enumerate(finite) if not fine]
+        return _Kept([self._theta, *self._state.values()] if lost else [], lost)
+
+
+class _Split:
+    """A split of a task as all runs of a stack are evaluated on it."""
+
+    def __init__(self, bench: StackBench, task: LMTask, split: str, limit: int | None) -> None:
+        self._task, self._split = task, split
+        self._members = task.dataset(split)[:limit]
+        self._table = bench.table(task, "whole", split, limit)
+        self._prompts = bench.table(task, "prompts", split, limit) if task.text_task.kind == "completion" else None
+
+    def _parts(self, runs: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Places of examples, neighbours in length together, and the same once for every run."""
+        order = np.argsort(self._table.lengths, kind="stable")
+        size = max(1, min(_EXAMPLES, _ROWS // runs))
+        for begin in range(0, len(order), size):
+            places = order[begin : begin + size]
+            yield places, np.tile(places, runs)
+
+    def losses(self, model: StackedModel) -> list[float]:
+        """The mean loss of every run."""
+        sums = [
+            self._task.losses(model.model, self._table.batch(everywhere)).view(model.runs, -1).double().sum(1)
+            for _, everywhere in self._parts(model.runs)
+        ]
+        means: list[float] = (torch.stack(sums).sum(0) / len(self._members)).tolist()
+        return means
+
+    def judged(self, model: StackedModel) -> list[dict[str, float]]:
+        """The mean loss of every run, and the task's metrics."""
+        sums = []
+        answers: list[dict[int, str]] = [{} for _ in range(model.runs)]
+        for places, everywhere in self._parts(model.runs):
+            shown = [self._members[place] for place in everywhere]
+            asked = self._prompts.batch(everywhere) if self._prompts is not None else None
+            batch = self._table.batch(everywhere)
+            losses, texts = self._task.judged(model.model, shown, self._split, batch, asked)
+            sums.append(losses.view(model.runs, -1).double().sum(1))
+            for run, own in enumerate(answers):
+                mine = texts[run * len(places) : (run + 1) * len(places)]
+                own.update({self._members[place].index: text for place, text in zip(places, mine, strict=True)})
+        means = (torch.stack(sums).sum(0) / len(self._members)).tolist()
+        measured = [self._task.measured(own, self._split) for own in answers]
+        return [{"loss": mean, **metrics} for mean, metrics in zip(means, measured, strict=True)]
+
+
+class _StackedProbe(Probe):
+    """A probe whose losses are tensors [runs, 1]."""
+
+    @property
+    def projected_gradient(self) -> float:
+        """c of every run: the difference in float64, then float32 as the directions are."""
+        return super().projected_gradient.float()  # type: ignore[attr-defined]
+
+
+class _Kept:
+    """Within: tensors change. After: some runs' rows are as before, since a step of theirs is skipped."""
+
+    def __init__(self, tensors: Sequence[Tensor], rows: Sequence[int]) -> None:
+        self._tensors, self._rows = tensors, list(rows)
+
+    def __enter__(self) -> None:
+        self._before = [tensor[self._rows].clone() for tensor in self._tensors]
+
+    def __exit__(self, *_: Any) -> None:
+        for tensor, rows in zip(self._tensors, self._before, strict=True):
+            tensor[self._rows] = rows
