@@ -32,9 +32,10 @@ from finetune.compare_output import RUNS_FILE, Output, Summary, describe, method
 from finetune.compare_run import BenchFactory, language_model_bench
 from finetune.executors import bench_arguments, make_executor
 from finetune.methods import MethodPlan, pinned, plan_methods, with_all
+from finetune.processes import Record
 from finetune.report import TaskSummary
 from finetune.run_spec import Bench, RunSpec
-from finetune.sweep import Job, Record, RunStore, drive
+from finetune.sweep import Job, RunStore, all_there, drive
 from zoft.config import unknown
 from zoft.errors import Interrupted, UsageError
 from zoft.tasks import tasks_with_role
@@ -108,6 +109,35 @@ def compare(
     return Comparison(
         folder, first.tasks, written.summaries, written.table, written.verdict, recommended, written.plots
     )
+
+
+def finished(
+    config: CompareConfig, *, factory: BenchFactory = language_model_bench
+) -> dict[tuple[str, int], list[str]]:
+    """The tasks of a comparison all of whose runs are in its output folder, by regime and budget; nothing is made.
+
+    In the regime untuned these are all tasks or none.
+
+    Raises:
+        As :func:`compare`, of which this is a part, but for Interrupted.
+    """
+    optimizers = with_all(config.optimizers)
+    config = pinned(config.model_copy(update={"optimizers": optimizers, "forwards": config.all_budgets[0]}))
+    bench, _, choose_on = _bench(config, factory)
+    methods, _ = plan_methods(config, bench)
+    store = RunStore(Path(config.output_dir) / RUNS_FILE)
+    lacking = {
+        (regime, forwards, task)
+        for (regime, forwards, _, task), job in _jobs(config, bench, methods, choose_on).items()
+        if not all_there(job, store)
+    }
+    return {
+        (regime, forwards): [
+            task for task in config.tasks if not {(regime, forwards, task), (regime, forwards, "")} & lacking
+        ]
+        for regime in config.regimes
+        for forwards in config.all_budgets
+    }
 
 
 def _bench(config: CompareConfig, factory: BenchFactory) -> tuple[Bench, tuple[Any, ...], list[str]]:

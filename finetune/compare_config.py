@@ -151,8 +151,8 @@ class CompareConfig(Config):
     runs_at_once: int = Field(
         1,
         ge=1,
-        description="Runs that one process makes at once, stacked along a leading dimension: for small models on an "
-        "accelerator.",
+        description="Runs that a process makes at once, stacked along a leading dimension: for small models on an "
+        "accelerator, which several processes (workers) may share.",
     )
     device: str = Field("cpu", description="Device.")
     dtype: str | None = Field(None, description="dtype of the weights; by default the checkpoint's.")

@@ -8,9 +8,10 @@ from typing import Any
 
 from finetune.compare_config import CompareConfig
 from finetune.methods import MethodPlan
+from finetune.processes import Record
 from finetune.report import Chosen, number
 from finetune.run_spec import Bench, RunSpec, run_spec
-from finetune.sweep import Job, Record, Search, grid_lr, nearest_index, searched
+from finetune.sweep import Job, Search, grid_lr, nearest_index, searched
 
 TUNED, UNTUNED, GIVEN = "tuned", "untuned", "given"
 

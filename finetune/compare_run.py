@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from finetune.processes import Record
 from finetune.run_cache import CachedNoise, RunCache, cached_batches
 from finetune.run_spec import Bench, RunSpec, record_of, with_course
-from finetune.sweep import Record
 from zoft.noise import get_noise
 from zoft.objective import Objective, evaluating
 from zoft.optimizers import ZerothOrder, ZOOptimizer, get_optimizer

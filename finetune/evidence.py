@@ -1,6 +1,7 @@
 """The evidence: one run of all comparisons with the frozen defaults on held-out tasks, and the page that shows it.
 
     python -m finetune.evidence --config finetune/configs/evidence.yaml     make the runs, the figures and the page
+    python -m finetune.evidence --config ... --so-far                       of the runs that are there, make no other
     python -m finetune.evidence --config ... --render                       make the page from the figures alone
 
 Evidence is made once for a frozen default. The tuners' digests and the hash of the configuration are written down
@@ -18,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from finetune.compare import Comparison, compare
+from finetune.compare import Comparison, compare, finished
 from finetune.compare_config import listed
 from finetune.compare_output import RESULT_FILE, RUNS_FILE
 from finetune.compare_run import BenchFactory, language_model_bench
@@ -38,6 +39,7 @@ def evidence(
     config: EvidenceConfig,
     *,
     supersede: str | None = None,
+    so_far: bool = False,
     say: Callable[[str], None] = print,
     factory: BenchFactory = language_model_bench,
 ) -> dict[str, Any]:
@@ -45,6 +47,7 @@ def evidence(
 
     Args:
         supersede: why earlier evidence of other tuners or settings is put aside.
+        so_far: make no run: the figures are of what is complete, and name what is not.
         say: takes lines of progress.
         factory: see :func:`finetune.compare.compare`.
 
@@ -56,11 +59,16 @@ def evidence(
     """
     notes_of(Path(config.notes))
     frozen_now = _freeze(config, supersede)
-    found = []
+    found, missing = [], []
     for base in config.bases:
         say(f"== {base.name}")
-        comparison = compare(config.comparison(base), say=say, factory=factory, role="held-out")
-        found.append(_base(base, comparison))
+        if so_far:
+            complete, lacking = _complete(config, base, say, factory)
+            found += complete
+            missing += lacking
+        else:
+            comparison = compare(config.comparison(base), say=say, factory=factory, role="held-out")
+            found.append(_base(base, comparison))
     content = to_json(
         _rounded(
             {
@@ -68,6 +76,7 @@ def evidence(
                 "zoft_version": metadata.version("zoft"),
                 **frozen_now,
                 "config": config.to_dict(),
+                "missing": missing,
                 "bases": found,
             }
         )
@@ -77,6 +86,38 @@ def evidence(
     target.write_text(json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
     render(config)
     return dict(content)
+
+
+def _complete(
+    config: EvidenceConfig, base: EvidenceBase, say: Callable[[str], None], factory: BenchFactory
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Of a base what is complete, one entry or none, and what is not: regime, budget and tasks."""
+    whole = config.comparison(base)
+    if not (Path(whole.output_dir) / RUNS_FILE).is_file():
+        places = [(regime, forwards) for regime in config.regimes for forwards in config.budgets]
+        return [], [_lacking(base, *place, whole.tasks) for place in places]
+    complete = finished(whole, factory=factory)
+    made: list[dict[str, Any]] = []
+    for forwards in config.budgets:
+        # Regimes with the same tasks together: whether a task is decided is a matter of all of them.
+        by_tasks: dict[tuple[str, ...], list[str]] = {}
+        for regime in config.regimes:
+            by_tasks.setdefault(tuple(complete[regime, forwards]), []).append(regime)
+        for tasks, regimes in by_tasks.items():
+            if tasks:
+                part = whole.model_copy(update={"regimes": regimes, "budgets": [forwards], "tasks": list(tasks)})
+                made.append(_base(base, compare(part, say=say, factory=factory, role="held-out")))
+    left = {place: [task for task in whole.tasks if task not in tasks] for place, tasks in complete.items()}
+    missing = [_lacking(base, *place, tasks) for place, tasks in left.items() if tasks]
+    if not made:
+        return [], missing
+    order = list(complete)
+    views = sorted((v for one in made for v in one["views"]), key=lambda v: order.index((v["regime"], v["forwards"])))
+    return [{**made[-1], "views": views}], missing
+
+
+def _lacking(base: EvidenceBase, regime: str, forwards: int, tasks: Sequence[str]) -> dict[str, Any]:
+    return {"base": base.name, "regime": regime, "forwards": forwards, "tasks": list(tasks)}
 
 
 def render(config: EvidenceConfig) -> str:
@@ -151,7 +192,6 @@ def _base(base: EvidenceBase, comparison: Comparison) -> dict[str, Any]:
         "choose_on": content["choose_on"],
         "notes": content["notes"],
         "views": [{key: view[key] for key in keep} for view in content["views"]],
-        "untuned_against_tuned": content["untuned_against_tuned"],
     }
 
 
@@ -195,6 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m finetune.evidence", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--config", required=True, help="configuration, a YAML file")
     parser.add_argument("--render", action="store_true", help="only make the page from the figures")
+    parser.add_argument("--so-far", action="store_true", help="make no run; say what is missing")
     parser.add_argument("--supersede", metavar="REASON", help="put earlier evidence of another default aside")
     given = parser.parse_args(arguments)
     try:
@@ -202,7 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.render:
             render(config)
         else:
-            evidence(config, supersede=given.supersede)
+            evidence(config, supersede=given.supersede, so_far=given.so_far)
     except ZoftError as error:
         print(error, file=sys.stderr)
         return error.exit_code

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,7 +16,7 @@ from finetune.compare_jobs import TUNED, UNTUNED
 from finetune.evidence_config import LABEL
 from finetune.intervals import Interval, differences
 from finetune.report import Cell, Spread, TaskSummary, number
-from finetune.wins import WIN, Contest, contest, loss_difference, median, outcome, over_tasks
+from finetune.wins import LOSS, OPEN, WIN, Contest, contest, loss_difference, median, outcome, over_tasks
 
 #: The goals, with what the field has: measure, goal, the field.
 GOALS = {
@@ -186,6 +187,8 @@ def page(content: Mapping[str, Any], notes: str, images: str) -> str:
         "One run over held-out tasks with the frozen default; nothing was chosen on anything that is shown here.",
         "",
         *_goal_lines(pairs),
+        *_missing_lines(content.get("missing", [])),
+        *_rival_lines(pairs),
         *_frozen_lines(content),
     ]
     for base in content["bases"]:
@@ -225,6 +228,40 @@ def _goal_lines(pairs: Sequence[Pair]) -> list[str]:
         if undecided:
             lines.append(f"Undecided, in no count: {', '.join(dict.fromkeys(undecided))}.")
     return [*lines, "In brackets 95 % intervals: of shares Wilson's, of the others over pairs and seeds.", ""]
+
+
+def _missing_lines(missing: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What was planned and is not made yet: part of the frozen configuration, and in no figure."""
+    if not missing:
+        return []
+    lines = ["Planned, not made yet, and in no figure:", ""]
+    for regime, forwards in dict.fromkeys((one["regime"], one["forwards"]) for one in missing):
+        these = [one for one in missing if (one["regime"], one["forwards"]) == (regime, forwards)]
+        where = "; ".join(f"{one['base']}: {', '.join(one['tasks'])}" for one in these)
+        lines.append(f"- {regime}, {forwards:,} forwards: {where}")
+    return [*lines, ""]
+
+
+def _rival_lines(pairs: Sequence[Pair]) -> list[str]:
+    """Against every rival by itself, which is no goal: who the best rival was, and which of them are beaten."""
+    lines = []
+    kinds = dict.fromkeys((pair.regime, pair.forwards, pair.derivative) for pair in pairs)
+    for regime, forwards, derivative in kinds:
+        found = [p.contest for p in pairs if (p.regime, p.forwards, p.derivative) == (regime, forwards, derivative)]
+        contests = [one for one in found if one is not None]
+        where = "on derivatives" if derivative else "on bases"
+        lines += [
+            f"Against every rival by itself, {regime}, {forwards:,} forwards, {where}, of {len(contests)} pairs:",
+            "",
+            "| rival | wins | open | losses | was the best rival on |",
+            "|---|---|---|---|---|",
+        ]
+        for rival in dict.fromkeys(rival for one in contests for rival in one.against):
+            counts = Counter(one.against[rival] for one in contests if rival in one.against)
+            best = sum(one.rival == rival for one in contests)
+            lines.append(f"| {rival} | {counts[WIN]} | {counts[OPEN]} | {counts[LOSS]} | {best} |")
+        lines.append("")
+    return lines
 
 
 def _is(figure: Figure, measure: str, forwards: int) -> bool:

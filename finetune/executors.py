@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from finetune.compare_config import CompareConfig
 from finetune.compare_run import BenchFactory, Runner, make_runner
 from finetune.oracle_config import OracleConfig
+from finetune.processes import Executor, InProcess, Processes
 from finetune.run_cache import cache_size
 from finetune.run_spec import Bench
-from finetune.stacked import StackedRuns
-from finetune.sweep import Executor, InProcess, Processes
+from finetune.stacked import InStacks, Stacker, make_stacker, take_group
 
 #: The settings that say where and on what runs are made.
 Settings = CompareConfig | OracleConfig
@@ -35,11 +36,12 @@ def make_executor(settings: Settings, bench: Bench, factory: BenchFactory, argum
     Args:
         bench: for runs in this process; ``factory`` and ``arguments`` make it again in others.
     """
-    at_once = getattr(settings, "runs_at_once", 1)
-    count = 1 if at_once > 1 else process_count(settings)
+    count, at_once = process_count(settings), getattr(settings, "runs_at_once", 1)
     cache = cache_size(count) if settings.cache_bytes is None else settings.cache_bytes
-    if at_once > 1:
-        return StackedRuns(Runner(bench, settings.keep_bytes, settings.threads, cache), at_once, cache)
+    prepared = (factory, arguments, settings.keep_bytes, settings.threads, cache)
     if count == 1:
-        return InProcess(Runner(bench, settings.keep_bytes, settings.threads, cache))
-    return Processes(count, make_runner, (factory, arguments, settings.keep_bytes, settings.threads, cache))
+        runner = Runner(bench, settings.keep_bytes, settings.threads, cache)
+        return InProcess(runner) if at_once == 1 else InStacks(Stacker(runner, cache), at_once)
+    if at_once > 1:
+        return Processes(count, make_stacker, prepared, partial(take_group, count=at_once))
+    return Processes(count, make_runner, prepared)

@@ -33,9 +33,10 @@ from finetune.compare_run import BenchFactory, language_model_bench
 from finetune.executors import bench_arguments, make_executor
 from finetune.oracle_config import OracleConfig
 from finetune.oracle_spaces import SPACES, SearchSpace
+from finetune.processes import Record
 from finetune.report import number
 from finetune.run_spec import Bench, RunSpec, TunerSource, run_spec
-from finetune.sweep import Job, Record, RunStore, drive, grid_lr, searched
+from finetune.sweep import Job, RunStore, drive, grid_lr, searched
 from zoft.config import unknown
 from zoft.errors import Interrupted, UsageError
 from zoft.tasks import tasks_with_role

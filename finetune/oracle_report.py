@@ -13,9 +13,9 @@ import numpy as np
 
 from finetune.intervals import interval
 from finetune.oracle_config import OracleConfig
+from finetune.processes import Record
 from finetune.report import number, to_json
 from finetune.run_spec import Bench
-from finetune.sweep import Record
 
 if TYPE_CHECKING:
     from finetune.oracle import Found

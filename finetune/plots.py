@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from finetune.processes import Record
 from finetune.report import number
-from finetune.sweep import Record
 
 #: Colours that stay apart for colour-blind readers (Okabe and Ito), with line styles for the second round.
 COLOURS = ("#000000", "#E69F00", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9")

@@ -23,7 +23,7 @@ import numpy as np
 import yaml
 
 from finetune.intervals import differences, interval
-from finetune.sweep import Record
+from finetune.processes import Record
 
 #: How far below zero-shot and guessing, relative to them, a mean loss must lie for a task to be decided.
 DECIDED_MARGIN = 0.02

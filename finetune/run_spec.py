@@ -14,7 +14,7 @@ from torch import nn
 from finetune.compare_config import CompareConfig
 from finetune.controls import CONTROLS
 from finetune.oracle_config import OracleConfig
-from finetune.sweep import Record
+from finetune.processes import Record
 from zoft.blocks import weights_hash
 from zoft.config import unknown
 from zoft.errors import UsageError

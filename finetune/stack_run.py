@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from finetune.compare_run import GIVE_UP, Runner
 from finetune.methods import LEARNED
+from finetune.processes import Record
 from finetune.run_cache import RunCache
 from finetune.run_spec import RunSpec, record_of, with_course
-from finetune.sweep import Record
 from zoft.blocks import Block, Blocks
 from zoft.errors import UsageError
 from zoft.noise import Key, Noise, Span, get_noise

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
-from finetune.compare_run import Runner
+from finetune.compare_run import BenchFactory, Runner, make_runner
+from finetune.processes import Record
 from finetune.run_spec import RunSpec, with_course
 from finetune.stack_run import CannotStack, Stack, StackBench, method_name
-from finetune.sweep import Record
 
 
 def group_of(spec: RunSpec) -> str:
@@ -26,40 +26,36 @@ def group_of(spec: RunSpec) -> str:
     return json.dumps({**spec.settings, **apart}, sort_keys=True)
 
 
-class StackedRuns:
-    """Makes up to ``count`` runs at once in this process; see :class:`finetune.sweep.Executor`.
+def take_group(queue: deque[Any], count: int) -> list[RunSpec]:
+    """Take up to ``count`` runs of the largest group that can share a stack out of the queue."""
+    groups = [group_of(spec) for spec in queue]
+    largest, _ = Counter(groups).most_common(1)[0]
+    members = list(islice((spec for spec, group in zip(queue, groups, strict=True) if group == largest), count))
+    taken = {id(spec) for spec in members}
+    rest = [spec for spec in queue if id(spec) not in taken]
+    queue.clear()
+    queue.extend(rest)
+    return members
+
+
+class Stacker:
+    """Makes runs of one group at once.
 
     Args:
-        runner: makes runs that cannot be stacked, on the same bench.
-        count: runs in a stack at most.
+        runner: makes those that cannot be stacked, on the same bench.
         cache_bytes: for noise that runs with the same seed share.
     """
 
-    def __init__(self, runner: Runner, count: int, cache_bytes: int) -> None:
-        self._runner, self._count = runner, count
+    def __init__(self, runner: Runner, cache_bytes: int) -> None:
+        self._runner = runner
         self._bench = StackBench(runner, cache_bytes)
-        self._waiting: list[RunSpec] = []
 
-    def has_room(self) -> bool:
-        return not self._waiting
-
-    def submit(self, queue: deque[Any]) -> None:
-        """Take the largest group of waiting runs that can share a stack, or as many of it as a stack may have."""
-        groups = [group_of(spec) for spec in queue]
-        largest, _ = Counter(groups).most_common(1)[0]
-        members = (spec for spec, group in zip(queue, groups, strict=True) if group == largest)
-        self._waiting = list(islice(members, self._count))
-        taken = {id(spec) for spec in self._waiting}
-        rest = [spec for spec in queue if id(spec) not in taken]
-        queue.clear()
-        queue.extend(rest)
-
-    def collect(self) -> list[Record]:
-        waiting, self._waiting = self._waiting, []
-        return self.stacked(waiting) or [self._runner(spec) for spec in waiting]
+    def __call__(self, specs: Sequence[RunSpec]) -> list[Record]:
+        """Their records."""
+        return self.stacked(specs) or [self._runner(spec) for spec in specs]
 
     def stacked(self, specs: Sequence[RunSpec]) -> list[Record] | None:
-        """The records of runs of one group, made at once; None where they cannot be stacked."""
+        """Their records; None where they cannot be stacked."""
         self._runner.reset()
         try:
             return Stack(self._bench, specs).records()
@@ -68,5 +64,30 @@ class StackedRuns:
         finally:
             self._runner.reset()
 
+
+class InStacks:
+    """Makes one stack after the other in this process; see :class:`finetune.processes.Executor`."""
+
+    def __init__(self, stacker: Stacker, count: int) -> None:
+        self._stacker, self._count = stacker, count
+        self._waiting: list[RunSpec] = []
+
+    def has_room(self) -> bool:
+        return not self._waiting
+
+    def submit(self, queue: deque[Any]) -> None:
+        self._waiting = take_group(queue, self._count)
+
+    def collect(self) -> list[Record]:
+        waiting, self._waiting = self._waiting, []
+        return self._stacker(waiting)
+
     def close(self) -> None:
         self._waiting.clear()
+
+
+def make_stacker(
+    factory: BenchFactory, arguments: Sequence[Any], keep_bytes: int, threads: int, cache_bytes: int
+) -> Stacker:
+    """What every process that makes stacks prepares once."""
+    return Stacker(make_runner(factory, arguments, keep_bytes, threads, cache_bytes), cache_bytes)

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from finetune.processes import InProcess
 from finetune.report import Chosen, markdown, overall, summarise_task, verdict
 from finetune.run_spec import RunSpec, TunerSource
-from finetune.sweep import InProcess, RunStore, Search, drive, grid_lr, nearest_index, search_grid
+from finetune.sweep import RunStore, Search, drive, grid_lr, nearest_index, search_grid
 from zoft.errors import UsageError
 
 

@@ -84,6 +84,8 @@ def test_the_page_shows_goals_tables_plots_and_the_notes(made: tuple[Path, dict[
         "## On derivatives",
         "| wins on final loss over the best rival, tuned | ≥ 95 % of ≥ 28 pairs | 82.1 %, no control | 2 of 2 = 100%",
         "### toy: untuned, 20 forward passes",
+        "Against every rival by itself, tuned, 20 forwards, on bases, of 2 pairs:",
+        "| mezo | 2 | 0 | 0 | ",
         "| best rival | ",
         "![Loss by forward passes](evidence/toy-loss.png)",
         content["frozen"]["tuners"]["toy"][0],
@@ -94,6 +96,35 @@ def test_the_page_shows_goals_tables_plots_and_the_notes(made: tuple[Path, dict[
         assert (folder / "docs" / "evidence" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     again = render(EvidenceConfig.build(values(folder)))
     assert again == text
+
+
+def test_figures_of_what_is_complete_name_the_rest(made: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    folder, whole = made
+    config = EvidenceConfig.build(values(tmp_path))
+    runs = [json.loads(line) for line in (folder / "runs" / "toy" / "runs.jsonl").read_text().splitlines()]
+    kept = [run for run in runs if run["settings"]["task"] != "held"]
+    target = tmp_path / "runs" / "toy" / "runs.jsonl"
+    target.parent.mkdir(parents=True)
+    target.write_text("".join(json.dumps(run) + "\n" for run in kept))
+    content = evidence(config, so_far=True, say=quiet, factory=toy_bench)
+    assert target.read_text().count("\n") == len(kept)
+    assert content["missing"] == [
+        {"base": "toy", "regime": "tuned", "forwards": 20, "tasks": ["held"]},
+        {"base": "toy", "regime": "untuned", "forwards": 20, "tasks": ["alike", "held"]},
+        {"base": "toy-2", "regime": "tuned", "forwards": 20, "tasks": ["alike"]},
+        {"base": "toy-2", "regime": "untuned", "forwards": 20, "tasks": ["alike"]},
+    ]
+    (base,) = content["bases"]
+    (view,) = base["views"]
+    assert [task["task"] for task in view["tasks"]] == ["alike"]
+    assert view["tasks"][0] == whole["bases"][0]["views"][0]["tasks"][0]
+    page = Path(config.page).read_text()
+    assert "- untuned, 20 forwards: toy: alike, held; toy-2: alike" in page
+    assert "| the same, untuned | 100 %, no divergence | – | – |" in page
+    target.write_text("".join(json.dumps(run) + "\n" for run in runs))
+    again = evidence(config, so_far=True, say=quiet, factory=toy_bench)
+    assert again["bases"] == whole["bases"][:1]
+    assert {one["base"] for one in again["missing"]} == {"toy-2"}
 
 
 def test_another_tuner_or_setting_is_refused_unless_it_is_said_why(made: tuple[Path, dict[str, Any]]) -> None:

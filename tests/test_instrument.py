@@ -18,11 +18,11 @@ from finetune.compare_config import CONTROL_NAMES, SELECTION_OFFSET, CompareConf
 from finetune.compare_run import Runner
 from finetune.controls import CONTROLS, derangement
 from finetune.methods import plan_methods
+from finetune.processes import take
 from finetune.report import Chosen, summarise_task
 from finetune.run_cache import CachedNoise, RunCache, cache_size, cached_batches
 from finetune.run_spec import RunSpec, TunerSource
 from finetune.self_test import SelfTest, most, self_test
-from finetune.sweep import take
 from finetune.wins import contest, median, reach
 from tests.compare_toys import Useful, mlp_bench, planted_tuner, toy_bench
 from tests.test_cli import run

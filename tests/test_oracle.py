@@ -22,8 +22,9 @@ from finetune.oracle import CEILING, FLOOR, Candidate, Oracle, Plan, log_ratio, 
 from finetune.oracle_config import OracleConfig
 from finetune.oracle_cost import cost
 from finetune.oracle_spaces import SPACES, Scales, Share, depths, module_types
+from finetune.processes import InProcess, Record
 from finetune.run_spec import Bench, RunSpec
-from finetune.sweep import InProcess, Record, RunStore, drive
+from finetune.sweep import RunStore, drive
 from tests.compare_toys import Toy
 from tests.oracle_toys import frozen_bench, planted_bench
 from tests.structures import structure_for

@@ -15,10 +15,10 @@ import torch
 
 from finetune.compare import compare
 from finetune.compare_run import GIVE_UP, Runner, language_model_bench
+from finetune.processes import Record
 from finetune.run_spec import NOT_FINITE, Bench, RunSpec, TunerSource
 from finetune.stack_run import CannotStack, Stack, StackBench
-from finetune.stacked import StackedRuns, group_of
-from finetune.sweep import Record
+from finetune.stacked import InStacks, Stacker, group_of
 from tests.models import build, mlp
 from tests.test_compare import config, quiet, records
 from tests.test_compare_parts import spec
@@ -81,7 +81,7 @@ def both(bench: Bench, specs: Sequence[RunSpec]) -> list[Record]:
     assert len({group_of(spec) for spec in specs}) == 1
     runner = Runner(bench)
     alone = [runner(spec) for spec in specs]
-    assert_alike(StackedRuns(runner, len(specs), 1 << 24).stacked(specs), alone)
+    assert_alike(Stacker(runner, 1 << 24).stacked(specs), alone)
     return alone
 
 
@@ -139,7 +139,7 @@ def test_a_skipped_step_changes_nothing_of_a_run(bench: Bench) -> None:
     """One run's losses are made not finite at one step: it goes on as if that step had not been."""
     runner, at = Runner(bench), 2
     specs = [one(bench, optimizer="zo-adam", lr=1e-3, test=False, eval_points=1, seed=seed) for seed in (0, 1)]
-    expected = StackedRuns(runner, 2, 0).stacked(specs)
+    expected = Stacker(runner, 0).stacked(specs)
     runner.reset()
     stack = Stack(StackBench(runner, 0), specs)
     losses = stack._losses
@@ -164,10 +164,9 @@ def test_a_skipped_step_changes_nothing_of_a_run(bench: Bench) -> None:
 def test_what_cannot_be_stacked_is_made_alone(bench: Bench, values: dict[str, Any]) -> None:
     specs = [one(bench, **values, seed=seed) for seed in (0, 1)]
     runner = Runner(bench)
-    stacked = StackedRuns(runner, 2, 0)
-    assert stacked.stacked(specs) is None
-    stacked.submit(deque(specs))
-    assert_alike(stacked.collect(), [runner(spec) for spec in specs])
+    stacker = Stacker(runner, 0)
+    assert stacker.stacked(specs) is None
+    assert_alike(stacker(specs), [runner(spec) for spec in specs])
 
 
 def test_a_tuner_that_follows_the_run_is_not_stacked(bench: Bench, tmp_path: Path) -> None:
@@ -182,7 +181,7 @@ def test_a_tuner_that_follows_the_run_is_not_stacked(bench: Bench, tmp_path: Pat
 
 def test_the_largest_group_is_taken_first() -> None:
     few, many = [spec(seed=seed, optimizer="hizoo") for seed in range(2)], [spec(seed=seed) for seed in range(5)]
-    runs = StackedRuns(Runner(Bench(mlp(), {}, {})), 4, 0)
+    runs = InStacks(Stacker(Runner(Bench(mlp(), {}, {})), 0), 4)
     queue = deque([*few, *many])
     runs.submit(queue)
     assert not runs.has_room()
@@ -191,18 +190,21 @@ def test_the_largest_group_is_taken_first() -> None:
 
 
 def test_a_comparison_is_the_same_with_stacks(tmp_path: Path) -> None:
+    """In this process and in two."""
     values = {
         "base": "zoft-base", "tasks": ["review-negation"], "optimizers": ["mezo", "zo-adam"], "lr_mode": "fixed",
         "lrs": {"mezo": 2e-4, "zo-adam": 1e-3, "untrained": 2e-4}, "seeds": 2, "forwards": 6, "eval_points": 1,
         "validation_examples": 8, "test_examples": 8, "plots": False, "batch_size": 4,
     }  # fmt: skip
     made = {}
-    for at_once in (1, 8):
+    for at_once, workers in ((1, 1), (8, 1), (2, 2)):
         folder = tmp_path / str(at_once)
-        compare(config(folder, **values, runs_at_once=at_once), say=quiet, factory=language_model_bench)
+        chosen = {**values, "runs_at_once": at_once, "workers": workers}
+        compare(config(folder, **chosen), say=quiet, factory=language_model_bench)
         made[at_once] = {record["key"]: record for record in records(folder)}
-    assert made[1].keys() == made[8].keys()
-    assert_alike([made[8][key] for key in made[1]], list(made[1].values()))
+    for other in (2, 8):
+        assert made[1].keys() == made[other].keys()
+        assert_alike([made[other][key] for key in made[1]], list(made[1].values()))
 
 
 @pytest.mark.parametrize("family", CAUSAL)
