@@ -236,8 +236,11 @@ def _missing_lines(missing: Sequence[Mapping[str, Any]]) -> list[str]:
         return []
     lines = ["Planned, not made yet, and in no figure:", ""]
     for regime, forwards in dict.fromkeys((one["regime"], one["forwards"]) for one in missing):
-        these = [one for one in missing if (one["regime"], one["forwards"]) == (regime, forwards)]
-        where = "; ".join(f"{one['base']}: {', '.join(one['tasks'])}" for one in these)
+        on: dict[str, list[str]] = {}
+        for one in missing:
+            if (one["regime"], one["forwards"]) == (regime, forwards):
+                on.setdefault(", ".join(one["tasks"]), []).append(one["base"])
+        where = "; ".join(f"{tasks} on {', '.join(bases)}" for tasks, bases in on.items())
         lines.append(f"- {regime}, {forwards:,} forwards: {where}")
     return [*lines, ""]
 

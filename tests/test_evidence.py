@@ -119,7 +119,7 @@ def test_figures_of_what_is_complete_name_the_rest(made: tuple[Path, dict[str, A
     assert [task["task"] for task in view["tasks"]] == ["alike"]
     assert view["tasks"][0] == whole["bases"][0]["views"][0]["tasks"][0]
     page = Path(config.page).read_text()
-    assert "- untuned, 20 forwards: toy: alike, held; toy-2: alike" in page
+    assert "- untuned, 20 forwards: alike, held on toy; alike on toy-2" in page
     assert "| the same, untuned | 100 %, no divergence | – | – |" in page
     target.write_text("".join(json.dumps(run) + "\n" for run in runs))
     again = evidence(config, so_far=True, say=quiet, factory=toy_bench)
