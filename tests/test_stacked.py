@@ -251,6 +251,23 @@ def test_a_module_takes_rows_of_all_runs_and_anything_else_as_it_is() -> None:
             torch.testing.assert_close(found[own], model(left[own], right[own]))
 
 
+@pytest.mark.parametrize("frozen", ["weight", "bias"])
+def test_what_is_frozen_is_shared_by_all_runs(frozen: str) -> None:
+    model = build(lambda: torch.nn.Linear(3, 2))
+    getattr(model, frozen).requires_grad_(False)
+    (block,) = Blocks.of(model)
+    stacked = StackedModel(model, get_noise("gaussian-table").layout(Blocks.of(model)), 2)
+    inputs = torch.arange(12.0).view(4, 3)
+    rows = torch.randn(2, stacked.layout.width, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        with stacked.running():
+            stacked.use(rows)
+            found = model(inputs)
+        for run in range(2):
+            block.parameter.copy_(stacked.layout.of(rows[run], block))
+            torch.testing.assert_close(found[2 * run : 2 * run + 2], model(inputs[2 * run : 2 * run + 2]))
+
+
 def test_tensors_of_a_module_with_others_within_are_refused() -> None:
     attention = build(lambda: torch.nn.MultiheadAttention(4, 2))
     with pytest.raises(UsageError, match="MultiheadAttention"):

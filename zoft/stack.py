@@ -73,6 +73,7 @@ class StackedModel:
     def _forward(self, module: nn.Module, own: dict[str, Block]) -> Callable[..., Tensor]:
         kind = type(module)
         original = kind.forward
+        plain = kind is nn.Linear and len(own) == sum(p is not None for p in module._parameters.values())
 
         def forward(*inputs: Any, **named: Any) -> Tensor:
             leaves, structure = tree_flatten((inputs, named))
@@ -80,7 +81,7 @@ class StackedModel:
             if not tensors or any(not leaf.ndim or len(leaf) % self.runs for leaf in tensors):
                 raise UsageError(f"the runs of a model with {kind.__name__} cannot be stacked", _REMEDY)
             values = {name: self._views[block.index] for name, block in own.items()}
-            if kind is nn.Linear and len(leaves) == 1:
+            if plain and len(leaves) == 1:
                 return _linear(tensors[0], values["weight"], values.get("bias"))
 
             def alone(values: dict[str, Tensor], tensors: list[Tensor]) -> Tensor:
