@@ -31,6 +31,7 @@ LEVELS = {
     "zoft.adapters": 3,
     "zoft.memory": 3,
     "zoft.runs": 3,
+    "zoft.stack": 3,
     "zoft.assets": 4,
     "meta_train": 4,
     "finetune": 4,
