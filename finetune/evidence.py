@@ -1,12 +1,17 @@
 """The evidence: one run of all comparisons with the frozen defaults on held-out tasks, and the page that shows it.
 
     python -m finetune.evidence --config finetune/configs/evidence.yaml     make the runs, the figures and the page
+    python -m finetune.evidence --config ... --base qwen2 --forwards 2000   make a part of the runs
     python -m finetune.evidence --config ... --so-far                       of the runs that are there, make no other
     python -m finetune.evidence --config ... --render                       make the page from the figures alone
 
 Evidence is made once for a frozen default. The tuners' digests and the hash of the configuration are written down
 before the first run; with others the command refuses, unless it is told with --supersede why the earlier evidence is
-put aside. That reason, with what was put aside, stays in the figures for good.
+put aside. That reason, with what was put aside, stays in the figures for good. Tuners of a base of which no figure is
+there yet may change: nothing was seen.
+
+What was made elsewhere, and whose runs are not here, stays in the figures (:mod:`finetune.evidence_parts`), but for a
+command that makes the whole.
 """
 
 from __future__ import annotations
@@ -14,7 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,12 +30,13 @@ from finetune.compare_output import RESULT_FILE, RUNS_FILE
 from finetune.compare_run import BenchFactory, language_model_bench
 from finetune.evidence_config import LABEL, EvidenceBase, EvidenceConfig
 from finetune.evidence_page import page, plots_of
+from finetune.evidence_parts import KEPT, Part, merged
 from finetune.report import to_json
 from zoft.errors import UsageError, ZoftError
 from zoft.tuner import Tuner
 
 #: Version of the figures.
-FORMAT = 1
+FORMAT = 2
 
 FROZEN_FILE = "frozen.json"
 
@@ -39,6 +45,7 @@ def evidence(
     config: EvidenceConfig,
     *,
     supersede: str | None = None,
+    part: Part | None = None,
     so_far: bool = False,
     say: Callable[[str], None] = print,
     factory: BenchFactory = language_model_bench,
@@ -47,7 +54,8 @@ def evidence(
 
     Args:
         supersede: why earlier evidence of other tuners or settings is put aside.
-        so_far: make no run: the figures are of what is complete, and name what is not.
+        part: make only these runs: the figures are of what is complete, and name what is not.
+        so_far: likewise, but make no run.
         say: takes lines of progress.
         factory: see :func:`finetune.compare.compare`.
 
@@ -58,28 +66,35 @@ def evidence(
         UsageError: evidence of another default is there; or whatever a comparison raises.
     """
     notes_of(Path(config.notes))
-    frozen_now = _freeze(config, supersede)
+    if part is not None:
+        part.check(config)
+    carried = _read(Path(config.result)) or {}
+    frozen_now = _freeze(config, supersede, carried)
     found, missing = [], []
     for base in config.bases:
         say(f"== {base.name}")
-        if so_far:
-            complete, lacking = _complete(config, base, say, factory)
-            found += complete
-            missing += lacking
-        else:
+        entries: list[dict[str, Any]] = []
+        if part is None and not so_far:
             comparison = compare(config.comparison(base), say=say, factory=factory, role="held-out")
-            found.append(_base(base, comparison))
+            entries.append(_base(base, comparison))
+        else:
+            own = part.of(config, base) if part is not None and not so_far else None
+            if own is not None:
+                compare(own, say=say, factory=factory, role="held-out")
+            entries += _carried(carried, frozen_now, base)
+            entries += _complete(config, base, say, factory)
+        entry, lacking = merged(config, base, _rounded(entries))
+        found += [entry] if entry else []
+        missing += lacking
     content = to_json(
-        _rounded(
-            {
-                "format": FORMAT,
-                "zoft_version": metadata.version("zoft"),
-                **frozen_now,
-                "config": config.to_dict(),
-                "missing": missing,
-                "bases": found,
-            }
-        )
+        {
+            "format": FORMAT,
+            "zoft_version": metadata.version("zoft"),
+            **frozen_now,
+            "config": config.to_dict(),
+            "missing": missing,
+            "bases": found,
+        }
     )
     target = Path(config.result)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -88,18 +103,26 @@ def evidence(
     return dict(content)
 
 
+def _carried(published: dict[str, Any], frozen_now: dict[str, Any], base: EvidenceBase) -> list[dict[str, Any]]:
+    """The figures of a base that are there already and were made with what is frozen now: one entry or none."""
+    now = frozen_now["frozen"]
+    if published.get("frozen", {}).get("config") != now["config"]:
+        return []
+    kept = [entry for entry in published["bases"] if entry["name"] == base.name]
+    entries = [entry for entry in kept if entry["tuners"] == now["tuners"][base.name]]
+    return [{**entry, "views": [{key: view[key] for key in KEPT} for view in entry["views"]]} for entry in entries]
+
+
 def _complete(
     config: EvidenceConfig, base: EvidenceBase, say: Callable[[str], None], factory: BenchFactory
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Of a base what is complete, one entry or none, and what is not: regime, budget and tasks."""
+) -> list[dict[str, Any]]:
+    """Of a base what all runs are here of, in entries by budget and tasks."""
     whole = config.comparison(base)
     if not (Path(whole.output_dir) / RUNS_FILE).is_file():
-        places = [(regime, forwards) for regime in config.regimes for forwards in config.budgets]
-        return [], [_lacking(base, *place, whole.tasks) for place in places]
+        return []
     complete = finished(whole, factory=factory)
     made: list[dict[str, Any]] = []
     for forwards in config.budgets:
-        # Regimes with the same tasks together: whether a task is decided is a matter of all of them.
         by_tasks: dict[tuple[str, ...], list[str]] = {}
         for regime in config.regimes:
             by_tasks.setdefault(tuple(complete[regime, forwards]), []).append(regime)
@@ -107,17 +130,7 @@ def _complete(
             if tasks:
                 part = whole.model_copy(update={"regimes": regimes, "budgets": [forwards], "tasks": list(tasks)})
                 made.append(_base(base, compare(part, say=say, factory=factory, role="held-out")))
-    left = {place: [task for task in whole.tasks if task not in tasks] for place, tasks in complete.items()}
-    missing = [_lacking(base, *place, tasks) for place, tasks in left.items() if tasks]
-    if not made:
-        return [], missing
-    order = list(complete)
-    views = sorted((v for one in made for v in one["views"]), key=lambda v: order.index((v["regime"], v["forwards"])))
-    return [{**made[-1], "views": views}], missing
-
-
-def _lacking(base: EvidenceBase, regime: str, forwards: int, tasks: Sequence[str]) -> dict[str, Any]:
-    return {"base": base.name, "regime": regime, "forwards": forwards, "tasks": list(tasks)}
+    return made
 
 
 def render(config: EvidenceConfig) -> str:
@@ -149,20 +162,21 @@ def frozen(config: EvidenceConfig) -> dict[str, Any]:
     }
 
 
-def _freeze(config: EvidenceConfig, supersede: str | None) -> dict[str, Any]:
+def _freeze(config: EvidenceConfig, supersede: str | None, published: dict[str, Any]) -> dict[str, Any]:
     """Write down what the evidence is of, before the first run.
 
     Returns:
         What was written: ``frozen``, and ``earlier``, what was put aside before, with the reasons.
     """
     now, file = frozen(config), Path(config.output_dir) / FROZEN_FILE
-    published = _read(Path(config.result)) or {}
-    begun = _read(file) if any(file.parent.glob(f"*/{RUNS_FILE}")) else None
+    here = {path.parent.name for path in file.parent.glob(f"*/{RUNS_FILE}")}
+    begun = _read(file) if here else None
     begun = begun or {"frozen": published.get("frozen"), "earlier": published.get("earlier", [])}
+    seen = here | {entry["name"] for entry in published.get("bases", [])}
     earlier = list(begun["earlier"])
     before = begun["frozen"]
-    if before is not None and before != now:
-        changed = [name for name in now["tuners"] if now["tuners"][name] != before["tuners"].get(name)]
+    if before is not None and (before["config"] != now["config"] or _changed(now, before, seen)):
+        changed = _changed(now, before, seen)
         what = f"tuners of {', '.join(changed)}" if changed else "settings"
         if not supersede:
             raise UsageError(
@@ -176,10 +190,14 @@ def _freeze(config: EvidenceConfig, supersede: str | None) -> dict[str, Any]:
     return written
 
 
+def _changed(now: dict[str, Any], before: dict[str, Any], seen: Collection[str]) -> list[str]:
+    """The bases with other tuners than before, of those of which runs or figures are there."""
+    return [name for name in now["tuners"] if name in seen and now["tuners"][name] != before["tuners"].get(name)]
+
+
 def _base(base: EvidenceBase, comparison: Comparison) -> dict[str, Any]:
     """What the figures keep of one base's comparison."""
     content = json.loads((comparison.folder / RESULT_FILE).read_text(encoding="utf-8"))
-    keep = ("regime", "forwards", "tasks", "search", "recommended", "contests", "standings", "reach", "curves")
     tuners = content["methods"][LABEL]["tuners"]
     return {
         "name": base.name,
@@ -191,7 +209,7 @@ def _base(base: EvidenceBase, comparison: Comparison) -> dict[str, Any]:
         "reference": content["reference"],
         "choose_on": content["choose_on"],
         "notes": content["notes"],
-        "views": [{key: view[key] for key in keep} for view in content["views"]],
+        "views": [{key: view[key] for key in KEPT} for view in content["views"]],
     }
 
 
@@ -236,6 +254,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", required=True, help="configuration, a YAML file")
     parser.add_argument("--render", action="store_true", help="only make the page from the figures")
     parser.add_argument("--so-far", action="store_true", help="make no run; say what is missing")
+    parser.add_argument("--base", action="append", default=[], metavar="NAME", help="make only runs of it; repeatable")
+    parser.add_argument("--regime", action="append", default=[], help="likewise")
+    parser.add_argument("--forwards", action="append", default=[], type=int, help="likewise")
+    parser.add_argument("--task", action="append", default=[], help="likewise")
     parser.add_argument("--supersede", metavar="REASON", help="put earlier evidence of another default aside")
     given = parser.parse_args(arguments)
     try:
@@ -243,7 +265,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.render:
             render(config)
         else:
-            evidence(config, supersede=given.supersede, so_far=given.so_far)
+            part = Part(given.base, given.regime, given.forwards, given.task)
+            narrowed = part if part != Part([], [], [], []) else None
+            evidence(config, supersede=given.supersede, part=narrowed, so_far=given.so_far)
     except ZoftError as error:
         print(error, file=sys.stderr)
         return error.exit_code

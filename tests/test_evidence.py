@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from finetune.compare import compare
 from finetune.evidence import evidence, main, render
 from finetune.evidence_config import EvidenceConfig
 from finetune.evidence_page import GOALS, _share, figures, pairs_of
+from finetune.evidence_parts import Part
 from tests.compare_toys import planted_tuner, toy_bench
 from tests.test_compare import config as comparison
 from tests.test_compare import quiet
@@ -127,6 +129,67 @@ def test_figures_of_what_is_complete_name_the_rest(made: tuple[Path, dict[str, A
     assert {one["base"] for one in again["missing"]} == {"toy-2"}
 
 
+def untimed(bases: list[dict[str, Any]]) -> Any:
+    """The figures without the seconds that runs took."""
+    text = json.dumps(bases)
+    return json.loads(text, object_hook=lambda found: {k: v for k, v in found.items() if k != "seconds"})
+
+
+def test_it_is_made_in_parts_and_figures_outlive_their_runs(made: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    _, whole = made
+    config = EvidenceConfig.build(values(tmp_path))
+
+    def part(**of: Any) -> dict[str, Any]:
+        return evidence(config, part=Part(**of), say=quiet, factory=toy_bench)
+
+    first = part(bases=["toy"], regimes=["tuned"], tasks=["held"])
+    assert [[task["task"] for task in view["tasks"]] for view in first["bases"][0]["views"]] == [["held"]]
+    runs = tmp_path / "runs" / "toy" / "runs.jsonl"
+    assert {json.loads(line)["settings"]["task"] for line in runs.read_text().splitlines()} == {"held"}
+    shutil.rmtree(tmp_path / "runs")
+    second = part(bases=["toy"], budgets=[20], tasks=["alike"])
+    assert untimed(second["bases"])[0]["views"][0] == untimed(whole["bases"])[0]["views"][0]
+    assert [(one["base"], one["regime"]) for one in second["missing"]] == [
+        ("toy", "untuned"), ("toy-2", "tuned"), ("toy-2", "untuned"),
+    ]  # fmt: skip
+    shutil.rmtree(tmp_path / "runs")
+    part(regimes=["untuned"], bases=["toy"])
+    shutil.rmtree(tmp_path / "runs")
+    third = part(bases=["toy-2"])
+    assert (untimed(third["bases"]), third["missing"]) == (untimed(whole["bases"]), [])
+    result = Path(config.result)
+    assert evidence(config, so_far=True, say=quiet, factory=toy_bench)["bases"] == third["bases"]
+    other = json.loads(result.read_text())
+    other["bases"][1]["base"]["weights"] = "others"
+    result.write_text(json.dumps(other))
+    with pytest.raises(UsageError, match="evidence of toy-2 with other weights is there already"):
+        evidence(config, so_far=True, say=quiet, factory=toy_bench)
+    with pytest.raises(UsageError, match="unknown budget of the evidence '30'"):
+        part(budgets=[30])
+
+
+def test_tuners_of_a_base_without_figures_may_change(made: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    _, whole = made
+    bases = values(tmp_path)["bases"]
+    config = EvidenceConfig.build(values(tmp_path))
+    evidence(config, part=Part(bases=["toy"]), say=quiet, factory=toy_bench)
+    bases[1]["tuner"] = str(tmp_path / "second")
+    shutil.copytree(tmp_path / "tuner", tmp_path / "second")
+    config = EvidenceConfig.build(values(tmp_path, bases=bases))
+    with pytest.raises(UsageError, match="evidence of other settings"):  # the names of tuners are settings
+        evidence(config, so_far=True, say=quiet, factory=toy_bench)
+    evidence(config, part=Part(bases=["toy"]), supersede="renamed", say=quiet, factory=toy_bench)
+    shutil.rmtree(tmp_path / "second")
+    planted_tuner(tmp_path / "second", seed=1)
+    content = evidence(config, part=Part(bases=["toy-2"]), say=quiet, factory=toy_bench)
+    assert untimed(content["bases"])[0]["views"] == untimed(whole["bases"])[0]["views"]
+    assert content["bases"][1]["tuners"] == content["frozen"]["tuners"]["toy-2"] != content["bases"][0]["tuners"]
+    shutil.rmtree(tmp_path / "second")
+    planted_tuner(tmp_path / "second", seed=2)
+    with pytest.raises(UsageError, match="evidence of other tuners of toy-2 is there already"):
+        evidence(config, so_far=True, say=quiet, factory=toy_bench)
+
+
 def test_another_tuner_or_setting_is_refused_unless_it_is_said_why(made: tuple[Path, dict[str, Any]]) -> None:
     folder, content = made
     config = EvidenceConfig.build(values(folder))
@@ -181,6 +244,11 @@ def test_the_command_and_its_configuration(tmp_path: Path, capsys: pytest.Captur
         assert compared.output_dir == f"runs/evidence/{base.name}"
     assert main(["--config", str(tmp_path / "none.yaml")]) == 2
     assert "cannot read" in capsys.readouterr().err
+    parts = "bases: [{name: a, base: a, tuner: b}]\nnotes: " + str(tmp_path / "notes.md")
+    (tmp_path / "evidence.yaml").write_text(parts)
+    (tmp_path / "notes.md").write_text(NOTES)
+    assert main(["--config", str(tmp_path / "evidence.yaml"), "--base", "c"]) == 2
+    assert "unknown base of the evidence 'c'" in capsys.readouterr().err
 
 
 def test_intervals_of_shares_are_wilson_s() -> None:
