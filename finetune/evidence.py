@@ -28,7 +28,7 @@ from finetune.compare import Comparison, compare, finished
 from finetune.compare_config import listed
 from finetune.compare_output import RESULT_FILE, RUNS_FILE
 from finetune.compare_run import BenchFactory, language_model_bench
-from finetune.evidence_config import LABEL, EvidenceBase, EvidenceConfig
+from finetune.evidence_config import LABEL, EvidenceBase, EvidenceConfig, settings_digest
 from finetune.evidence_page import page, plots_of
 from finetune.evidence_parts import KEPT, Part, merged
 from finetune.report import to_json
@@ -105,8 +105,8 @@ def evidence(
 
 def _carried(published: dict[str, Any], frozen_now: dict[str, Any], base: EvidenceBase) -> list[dict[str, Any]]:
     """The figures of a base that are there already and were made with what is frozen now: one entry or none."""
-    now = frozen_now["frozen"]
-    if published.get("frozen", {}).get("config") != now["config"]:
+    before, now = _frozen_in(published), frozen_now["frozen"]
+    if before is None or before["config"] != now["config"]:
         return []
     kept = [entry for entry in published["bases"] if entry["name"] == base.name]
     entries = [entry for entry in kept if entry["tuners"] == now["tuners"][base.name]]
@@ -118,7 +118,7 @@ def _complete(
 ) -> list[dict[str, Any]]:
     """Of a base what all runs are here of, in entries by budget and tasks."""
     whole = config.comparison(base)
-    if not (Path(whole.output_dir) / RUNS_FILE).is_file():
+    if _gone(base) or not (Path(whole.output_dir) / RUNS_FILE).is_file():
         return []
     complete = finished(whole, factory=factory)
     made: list[dict[str, Any]] = []
@@ -152,14 +152,28 @@ def render(config: EvidenceConfig) -> str:
     return text
 
 
-def frozen(config: EvidenceConfig) -> dict[str, Any]:
-    """What the evidence is of: the configuration's hash, and the digests of every base's tuners."""
+def frozen(config: EvidenceConfig, published: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What the evidence is of: the configuration's hash, and the digests of every base's tuners.
+
+    Args:
+        published: figures; they tell the tuners of a base whose tuners' folders are not here. There are none of a
+            base without figures: its tuners are frozen with its first run.
+    """
+    known = {entry["name"]: entry["tuners"] for entry in (published or {}).get("bases", [])}
     return {
         "config": config.digest,
         "tuners": {
-            base.name: [Tuner.from_pretrained(name).digest for name in listed(base.tuner)] for base in config.bases
+            base.name: list(known.get(base.name, []))
+            if _gone(base)
+            else [Tuner.from_pretrained(name).digest for name in listed(base.tuner)]
+            for base in config.bases
         },
     }
+
+
+def _gone(base: EvidenceBase) -> bool:
+    """Whether none of a base's tuners is here: then no run can be made on it."""
+    return all(name.startswith((".", "/")) and not Path(name).exists() for name in listed(base.tuner))
 
 
 def _freeze(config: EvidenceConfig, supersede: str | None, published: dict[str, Any]) -> dict[str, Any]:
@@ -168,10 +182,10 @@ def _freeze(config: EvidenceConfig, supersede: str | None, published: dict[str, 
     Returns:
         What was written: ``frozen``, and ``earlier``, what was put aside before, with the reasons.
     """
-    now, file = frozen(config), Path(config.output_dir) / FROZEN_FILE
+    now, file = frozen(config, published), Path(config.output_dir) / FROZEN_FILE
     here = {path.parent.name for path in file.parent.glob(f"*/{RUNS_FILE}")}
     begun = _read(file) if here else None
-    begun = begun or {"frozen": published.get("frozen"), "earlier": published.get("earlier", [])}
+    begun = begun or {"frozen": _frozen_in(published), "earlier": published.get("earlier", [])}
     seen = here | {entry["name"] for entry in published.get("bases", [])}
     earlier = list(begun["earlier"])
     before = begun["frozen"]
@@ -188,6 +202,11 @@ def _freeze(config: EvidenceConfig, supersede: str | None, published: dict[str, 
     written = {"frozen": now, "earlier": earlier}
     file.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
     return written
+
+
+def _frozen_in(published: dict[str, Any]) -> dict[str, Any] | None:
+    """What published figures are of, the hash as it is made today."""
+    return {**published["frozen"], "config": settings_digest(published["config"])} if published else None
 
 
 def _changed(now: dict[str, Any], before: dict[str, Any], seen: Collection[str]) -> list[str]:

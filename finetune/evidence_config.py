@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -87,8 +88,7 @@ class EvidenceConfig(Config):
     @property
     def digest(self) -> str:
         """Hash of all that the figures depend on, tuners apart."""
-        content = {key: value for key, value in self.to_dict().items() if key not in _NO_MATTER}
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+        return settings_digest(self.to_dict())
 
     def comparison(self, base: EvidenceBase) -> CompareConfig:
         """The comparison on one base."""
@@ -100,3 +100,10 @@ class EvidenceConfig(Config):
         own = {"base": base.base, "tasks": base.reported, "choose_on": base.choose_on, "tuners": {LABEL: base.tuner}}
         further = {"recommend": False, "tensorboard": False, "output_dir": f"{self.output_dir}/{base.name}"}
         return CompareConfig.build({**shared, **own, **further}, source=f"evidence, {base.name}")
+
+
+def settings_digest(config: Mapping[str, Any]) -> str:
+    """:attr:`EvidenceConfig.digest` of a configuration's content; tuners are known by digests of their own."""
+    content: dict[str, Any] = {key: value for key, value in config.items() if key not in _NO_MATTER}
+    content["bases"] = [{key: value for key, value in base.items() if key != "tuner"} for base in config["bases"]]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
