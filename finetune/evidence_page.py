@@ -277,7 +277,8 @@ def _left_out(pair: Pair, derivatives: bool) -> bool:
 
 def _frozen_lines(content: Mapping[str, Any]) -> list[str]:
     lines = ["Frozen before a base's first run:", ""]
-    lines += [f"- {name}: tuners {', '.join(digests)}" for name, digests in content["frozen"]["tuners"].items() if digests]
+    tuners = content["frozen"]["tuners"].items()
+    lines += [f"- {name}: tuners {', '.join(digests)}" for name, digests in tuners if digests]
     lines.append(f"- configuration {content['frozen']['config']}, zoft {content['zoft_version']}")
     for before in content["earlier"]:
         digests = ", ".join(digest for group in before["frozen"]["tuners"].values() for digest in group)
