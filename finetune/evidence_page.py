@@ -66,7 +66,7 @@ def pairs_of(content: Mapping[str, Any]) -> list[Pair]:
 
 
 def _of_base(base: Mapping[str, Any]) -> Iterator[Pair]:
-    tasks = {(v["regime"], v["forwards"]): {t["task"]: _summary(t) for t in v["tasks"]} for v in base["views"]}
+    tasks = {(v["regime"], v["forwards"]): {t["task"]: summary(t) for t in v["tasks"]} for v in base["views"]}
     for view in base["views"]:
         for name, task in tasks[view["regime"], view["forwards"]].items():
             tuned = tasks.get((TUNED, view["forwards"]), {}).get(name)
@@ -86,7 +86,7 @@ def _of_base(base: Mapping[str, Any]) -> Iterator[Pair]:
             )
 
 
-def _summary(task: Mapping[str, Any]) -> TaskSummary:
+def summary(task: Mapping[str, Any]) -> TaskSummary:
     """A task's summary from JSON, where null is a loss that is not finite."""
     cells = {}
     for label, cell in task["cells"].items():

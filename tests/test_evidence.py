@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks import against_tuned
 from finetune import candidates
 from finetune.compare import compare
 from finetune.evidence import evidence, main, render
@@ -280,3 +281,30 @@ def test_candidates_are_kept_failures_too_and_come_from_development_tasks(tmp_pa
         candidates.add(made, "yours", "", result, page)
     with pytest.raises(UsageError, match="is no result of a comparison"):
         candidates.add(result, "mine", "", result, page)
+
+
+def test_a_tuner_at_one_rate_is_held_against_mezo_at_its_best(
+    made: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, content = made
+    common = {"forwards": 20, "seeds": 3, "optimizers": ["mezo"], "tasks": ["alike", "held"], "plots": False}
+    common |= {"controls": [], "tuners": {"mine": str(folder / "tuner")}, "lr_mode": "fixed"}
+    compare(comparison(tmp_path, **common, lrs={"mezo": 1e-4, "mine": 1e-2}), say=quiet, factory=toy_bench)
+    result = folder / "docs" / "figures.json"
+    result.write_text(json.dumps(content))
+    given = tmp_path / "compare.json"
+    assert against_tuned.main([str(given), str(result)]) == 0
+    found = list(against_tuned.rows(json.loads(given.read_text()), content))
+    assert [(task, label) for task, label, _, _ in found] == [("alike", "mine"), ("held", "mine")]
+    tuned = {task["task"]: task["cells"]["mezo"] for task in content["bases"][0]["views"][0]["tasks"]}
+    for task, _, mine, mezo in found:
+        assert (mine.lr, mezo.lr) == (1e-2, tuned[task]["lr"])
+        assert (mezo.loss, mine.seeds) == (tuned[task]["loss"], mezo.seeds)
+    lines = capsys.readouterr().out.splitlines()
+    for line, (_, _, mine, mezo) in zip(lines[2:], found, strict=False):
+        difference = sum(mine.loss) / 3 - sum(mezo.loss) / 3
+        assert f"| {difference:+.4f} (" in line
+    outcomes = [line.split("|")[-2].strip() for line in lines[2:4]]
+    assert lines[-1] == f"mine wins on {outcomes.count('win')} of 2."
+    given.write_text(given.read_text().replace(json.loads(given.read_text())["base"]["weights"], "other"))
+    assert list(against_tuned.rows(json.loads(given.read_text()), content)) == []
