@@ -10,7 +10,7 @@ from finetune.compare_config import CompareConfig
 from finetune.methods import MethodPlan
 from finetune.processes import Record
 from finetune.report import Chosen, number
-from finetune.run_spec import Bench, RunSpec, run_spec
+from finetune.run_spec import Bench, RunSpec, TunerSource, run_spec
 from finetune.sweep import Job, Search, grid_lr, nearest_index, searched
 
 TUNED, UNTUNED, GIVEN = "tuned", "untuned", "given"
@@ -64,8 +64,19 @@ class Jobs:
     def specs(
         self, method: MethodPlan, tasks: Sequence[str], lr: float, forwards: int, reported: bool
     ) -> list[RunSpec]:
-        """Runs at one learning rate by task, then tuner, then seed; only reported ones see the test split."""
+        """Runs at one learning rate by task, then tuner, then seed; only reported ones see the test split.
+
+        A learning rate is chosen on one run a selection seed, for every method alike: of several tuners each seed has
+        the next.
+        """
         config = self._config
+        tuners: Sequence[TunerSource | None] = method.tuners or (None,)
+        reported_seeds, chosen_on = config.reported_seeds, config.chosen_on_seeds
+        pairs = (
+            [(tuner, seed) for tuner in tuners for seed in reported_seeds]
+            if reported
+            else [(tuners[at % len(tuners)], seed) for at, seed in enumerate(chosen_on)]
+        )
         return [
             run_spec(
                 config,
@@ -81,8 +92,7 @@ class Jobs:
                 reported=reported,
             )
             for task in tasks
-            for tuner in method.tuners or (None,)
-            for seed in (config.reported_seeds if reported else config.chosen_on_seeds)
+            for tuner, seed in pairs
         ]
 
     def pair(self, method: MethodPlan, task: str, forwards: int) -> Job[RunSpec, Found]:
@@ -94,7 +104,7 @@ class Jobs:
             lr = grid_lr(self._config.lr_start, search.best)
             interior = search.interior
             values = {grid_lr(self._config.lr_start, index): loss for index, loss in search.values.items()}
-            search_runs = len(values) * self._config.selection_seeds * max(1, len(method.tuners))
+            search_runs = len(values) * self._config.selection_seeds
         records = yield self.specs(method, [task], lr, forwards, True)
         return Found(Chosen(lr, interior, search_runs, records, max(1, len(method.tuners))), values)
 
@@ -112,7 +122,7 @@ class Jobs:
             "scores": {f"{grid_lr(start, index):.4g}": score for index, score in sorted(search.values.items())},
         }
         rows = max(1, len(method.tuners))
-        runs = len(search.values) * self._config.selection_seeds * rows * len(choose_on)
+        runs = len(search.values) * self._config.selection_seeds * len(choose_on)
         records = (yield self.specs(method, tasks, lr, forwards, True)) if tasks else []
         size = rows * self._config.seeds
         found = {
@@ -124,7 +134,7 @@ class Jobs:
     def _search(
         self, method: MethodPlan, tasks: Sequence[str], forwards: int, score: Callable[[Sequence[Record]], float]
     ) -> Job[RunSpec, Search]:
-        """Search the grid by the score of an index's runs on ``tasks`` with all selection seeds and all tuners."""
+        """Search the grid by the score of an index's runs on ``tasks`` with all selection seeds."""
         start, reach = self._config.lr_start, self._config.lr_reach
         return searched(
             reach,

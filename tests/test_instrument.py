@@ -113,6 +113,28 @@ def test_a_recipe_of_several_seeds_is_one_method(tmp_path: Path) -> None:
     assert (loss[:4], difference[:4]) == (loss[4:], difference[4:])
 
 
+def test_every_method_chooses_its_rate_on_as_many_runs(tmp_path: Path) -> None:
+    tuners = [str(planted_tuner(tmp_path / f"tuner{seed}", seed=seed)) for seed in (0, 1)]
+    values = {"tasks": ["dev"], "tuners": {"planted": tuners}, "optimizers": ["mezo"], "seeds": 2, "plots": False}
+    compare(
+        config(tmp_path / "out", **values, forwards=20, selection_seeds=3, recommend=False),
+        say=quiet,
+        factory=toy_bench,
+    )
+    found: dict[tuple[str, str | None, float], list[tuple[int, str]]] = {}
+    for record in records(tmp_path / "out"):
+        settings = record["settings"]
+        if not settings["test"]:
+            tuner = settings["tuner"] or {"control": None, "folder": ""}
+            place = (settings["optimizer"], tuner["control"], settings["lr"])
+            found.setdefault(place, []).append((settings["seed"] - SELECTION_OFFSET, str(tuner["folder"])[-1:]))
+    with_tuners = {place: sorted(runs) for place, runs in found.items() if place[1] in (None, "permuted")}
+    assert {len(runs) for runs in found.values()} == {3}
+    learned = [runs for (optimizer, _, _), runs in with_tuners.items() if optimizer != "mezo"]
+    assert learned
+    assert all(runs == [(0, "0"), (1, "1"), (2, "0")] for runs in learned)
+
+
 def test_the_planted_tuner_wins_where_its_rate_fits_and_missing_controls_are_said(
     evidence: tuple[Comparison, dict[str, Any], list[dict]],
 ) -> None:
