@@ -41,7 +41,7 @@ def make_executor(settings: Settings, bench: Bench, factory: BenchFactory, argum
     prepared = (factory, arguments, settings.keep_bytes, settings.threads, cache)
     if count == 1:
         runner = Runner(bench, settings.keep_bytes, settings.threads, cache)
-        return InProcess(runner) if at_once == 1 else InStacks(Stacker(runner, cache), at_once)
+        return InProcess(runner) if at_once == 1 else InStacks(Stacker(runner), at_once)
     if at_once > 1:
         return Processes(count, make_stacker, prepared, partial(take_group, count=at_once))
     return Processes(count, make_runner, prepared)

@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from finetune.compare_run import GIVE_UP, Runner
 from finetune.methods import LEARNED
 from finetune.processes import Record
-from finetune.run_cache import RunCache
 from finetune.run_spec import RunSpec, record_of, with_course
 from zoft.blocks import Block, Blocks
 from zoft.errors import UsageError
-from zoft.noise import Key, Noise, Span, get_noise
+from zoft.noise import Key, Span, get_noise
 from zoft.objective import evaluating
 from zoft.optimizers import ZOOptimizer, get_optimizer
 from zoft.optimizers.schedule import scheduled
@@ -49,12 +48,10 @@ class StackBench:
 
     Args:
         runner: whose bench it is; it knows the zero-shot figures.
-        cache_bytes: for noise.
     """
 
-    def __init__(self, runner: Runner, cache_bytes: int) -> None:
+    def __init__(self, runner: Runner) -> None:
         self.runner, self.bench = runner, runner.bench
-        self.cache = RunCache(cache_bytes)
         self._tables: dict[tuple[str, str, str, int | None], ExampleTable] = {}
         self._tuners: dict[str, BoundTuner] = {}
 
@@ -110,7 +107,7 @@ class Stack:
         self._layout = noise.layout(Blocks.of(model))
         tuners = [bench.tuner(spec) for spec in specs]
         self._method = self._build(tuners)
-        self._noise = self._stacked_noise(noise)
+        self._noise = StackedNoise(noise, self._layout, [spec.seed for spec in specs], self._whole)
         self._model = self._stacked_model(model)
         self._rules = [tuner.step_rule if tuner is not None else None for tuner in tuners]
         self._rule_states = [rule.init() if rule is not None else {} for rule in self._rules]
@@ -136,27 +133,12 @@ class Stack:
         if not bound:
             return plain
         ones = torch.ones(layout.width, device=self._device)
-        made = {id(tuner): factors(tuner, layout) for tuner in bound}
+        made = {index: factors(tuner, layout) for index, tuner in {id(tuner): tuner for tuner in bound}.items()}
         rows = [ones if tuner is None else made[id(tuner)] for tuner in tuners]
         if any(row is None for row in rows):
             raise CannotStack
         stacked = StackedTuner.of(bound[0], torch.stack([row for row in rows if row is not None]), layout, self._whole)
         return get_optimizer(method_name(first), **{"epsilon": first.epsilon, **hyper, "tuner": stacked})
-
-    def _stacked_noise(self, noise: Noise) -> StackedNoise:
-        cache, kind = self._bench.cache, self._first.noise
-
-        def made(key: Key) -> Tensor:
-            index = ("joined", kind, key[1:], self._layout.width)
-            cache.use(key.seed)
-            kept = cache.get(key.seed, index)
-            if kept is None:
-                kept = noise.joined(key, self._layout, self._device)
-                cache.put(key.seed, index, kept, kept.numel() * kept.element_size())
-            row: Tensor = kept
-            return row
-
-        return StackedNoise(made, self._layout, [spec.seed for spec in self._specs], self._whole)
 
     def _stacked_model(self, model: nn.Module) -> StackedModel:
         try:

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
+import torch
+
 from finetune.compare_run import BenchFactory, Runner, make_runner
 from finetune.processes import Record
 from finetune.run_spec import RunSpec, with_course
@@ -43,12 +45,11 @@ class Stacker:
 
     Args:
         runner: makes those that cannot be stacked, on the same bench.
-        cache_bytes: for noise that runs with the same seed share.
     """
 
-    def __init__(self, runner: Runner, cache_bytes: int) -> None:
+    def __init__(self, runner: Runner) -> None:
         self._runner = runner
-        self._bench = StackBench(runner, cache_bytes)
+        self._bench = StackBench(runner)
 
     def __call__(self, specs: Sequence[RunSpec]) -> list[Record]:
         """Their records."""
@@ -63,6 +64,8 @@ class Stacker:
             return None
         finally:
             self._runner.reset()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()  # other processes may share the device
 
 
 class InStacks:
@@ -90,4 +93,4 @@ def make_stacker(
     factory: BenchFactory, arguments: Sequence[Any], keep_bytes: int, threads: int, cache_bytes: int
 ) -> Stacker:
     """What every process that makes stacks prepares once."""
-    return Stacker(make_runner(factory, arguments, keep_bytes, threads, cache_bytes), cache_bytes)
+    return Stacker(make_runner(factory, arguments, keep_bytes, threads, cache_bytes))

@@ -47,6 +47,22 @@ def test_device_words_equal_cpu_words(counter):
     assert np.array_equal(host, philox.words_on_device(key, counter, 257, torch.device("cpu")).numpy())
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_kernel_and_the_tensor_operations_give_the_same_words(fused, monkeypatch):
+    cuda = torch.device("cuda", torch.cuda.current_device())
+    assert philox._fused(cuda) is not None
+    if not fused:
+        monkeypatch.setattr(philox, "_fused", lambda device: None)
+    for counter in [(0, 0, 0, 0), (2**40, 6, 2**63 + 3, 1)]:
+        host = philox.words((2**64 - 5, 123), counter, 257).view(np.int64).reshape(-1, 4)
+        assert np.array_equal(host, philox.words_on_device((2**64 - 5, 123), counter, 257, cuda).cpu().numpy())
+
+
+def test_a_kernel_that_cannot_be_built_is_done_without():
+    assert philox._fused(torch.device("cpu")) is None  # it is for CUDA alone
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_device_path_equals_cpu_path(kind):
     noise = get_noise(kind)

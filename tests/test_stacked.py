@@ -81,7 +81,7 @@ def both(bench: Bench, specs: Sequence[RunSpec]) -> list[Record]:
     assert len({group_of(spec) for spec in specs}) == 1
     runner = Runner(bench)
     alone = [runner(spec) for spec in specs]
-    assert_alike(Stacker(runner, 1 << 24).stacked(specs), alone)
+    assert_alike(Stacker(runner).stacked(specs), alone)
     return alone
 
 
@@ -139,9 +139,9 @@ def test_a_skipped_step_changes_nothing_of_a_run(bench: Bench) -> None:
     """One run's losses are made not finite at one step: it goes on as if that step had not been."""
     runner, at = Runner(bench), 2
     specs = [one(bench, optimizer="zo-adam", lr=1e-3, test=False, eval_points=1, seed=seed) for seed in (0, 1)]
-    expected = Stacker(runner, 0).stacked(specs)
+    expected = Stacker(runner).stacked(specs)
     runner.reset()
-    stack = Stack(StackBench(runner, 0), specs)
+    stack = Stack(StackBench(runner), specs)
     losses = stack._losses
     calls = []
 
@@ -164,7 +164,7 @@ def test_a_skipped_step_changes_nothing_of_a_run(bench: Bench) -> None:
 def test_what_cannot_be_stacked_is_made_alone(bench: Bench, values: dict[str, Any]) -> None:
     specs = [one(bench, **values, seed=seed) for seed in (0, 1)]
     runner = Runner(bench)
-    stacker = Stacker(runner, 0)
+    stacker = Stacker(runner)
     assert stacker.stacked(specs) is None
     assert_alike(stacker(specs), [runner(spec) for spec in specs])
 
@@ -176,12 +176,12 @@ def test_a_tuner_that_follows_the_run_is_not_stacked(bench: Bench, tmp_path: Pat
     tuner.save_pretrained(tmp_path / "tuner")
     follows = source(bench, folder=str(tmp_path / "tuner"))
     with pytest.raises(CannotStack):
-        Stack(StackBench(Runner(bench), 0), [one(bench, optimizer="zo-finetuner", tuner=follows)])
+        Stack(StackBench(Runner(bench)), [one(bench, optimizer="zo-finetuner", tuner=follows)])
 
 
 def test_the_largest_group_is_taken_first() -> None:
     few, many = [spec(seed=seed, optimizer="hizoo") for seed in range(2)], [spec(seed=seed) for seed in range(5)]
-    runs = InStacks(Stacker(Runner(Bench(mlp(), {}, {})), 0), 4)
+    runs = InStacks(Stacker(Runner(Bench(mlp(), {}, {}))), 4)
     queue = deque([*few, *many])
     runs.submit(queue)
     assert not runs.has_room()
@@ -278,13 +278,16 @@ def test_tensors_of_a_module_with_others_within_are_refused() -> None:
 def test_all_blocks_at_once_have_the_bits_of_each(kind: str, bench: Bench) -> None:
     noise, blocks = get_noise(kind), Blocks.of(bench.model)
     layout, key = noise.layout(blocks), Key(2**63 + 5, 3, 1, 2)
-    row = noise.joined(key, layout)
+    seeds = [key.seed, 7, key.seed]
+    rows = noise.joined(key, seeds, layout)
     keys, numbers = layout.on(torch.device("cpu"))
-    elsewhere = noise._from_tensor(words_of(key.seed, keys, numbers, (key.step, key.draw, 1 + key.part)))
-    assert torch.equal(row, elsewhere)
-    assert len(row) == layout.width
+    elsewhere = noise._from_tensor(words_of(seeds, keys, numbers, (key.step, key.draw, 1 + key.part)))
+    assert torch.equal(rows, elsewhere)
+    assert rows.shape == (3, layout.width)
     assert len({*layout.starts}) == len(blocks)
-    assert all(torch.equal(layout.of(row, block), noise.block(key, block)) for block in blocks)
+    for seed, row in zip(seeds, rows, strict=True):
+        own = key._replace(seed=seed)
+        assert all(torch.equal(layout.of(row, block), noise.block(own, block)) for block in blocks)
 
 
 @pytest.mark.parametrize("name", ["choice-cause", "review-negation", "question-place"])

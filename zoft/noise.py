@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -166,23 +166,26 @@ class Noise(ABC):
         """The same bits made anew, neither kept nor looked up: for noise of another step's key."""
         return self._make(key, span, torch.device(device))
 
-    def joined(self, key: Key, layout: Layout, device: torch.device | str = "cpu") -> Tensor:
-        """The directions of all blocks of a layout in a row, made at once: the same bits.
+    def joined(self, key: Key, seeds: Sequence[int], layout: Layout, device: torch.device | str = "cpu") -> Tensor:
+        """The directions of all blocks of a layout in a row, of several runs at once: the same bits.
+
+        Args:
+            key: of the direction; its seed is of no meaning.
+            seeds: the runs' seeds.
 
         Returns:
-            float32 [layout.width]; what lies between the blocks is of no meaning.
+            float32 [len(seeds), layout.width]; what lies between the blocks is of no meaning.
         """
-        target, stream = torch.device(device), _stream(key)
-        higher = (key.step, key.draw, stream)
-        seed = key.seed & (1 << 64) - 1
+        target, higher = torch.device(device), (key.step, key.draw, _stream(key))
+        first = [seed & (1 << 64) - 1 for seed in seeds]
         if target.type == "cpu":
-            parts = [
+            words = [
                 philox.words((seed, block.key), (0, *higher), count)
+                for seed in first
                 for block, count in zip(layout.blocks, layout.counts, strict=True)
             ]
-            return torch.from_numpy(self._from_words(np.concatenate(parts)))
-        keys, counters = layout.on(target)
-        return self._from_tensor(philox.words_of(seed, keys, counters, higher))
+            return torch.from_numpy(self._from_words(np.concatenate(words))).view(len(first), -1)
+        return self._from_tensor(philox.words_of(first, *layout.on(target), higher))
 
     def may_keep(self, count: int) -> bool:
         """Whether ``keep_bytes`` leaves room for ``count`` float32 values."""
@@ -214,7 +217,7 @@ class Noise(ABC):
 
     @abstractmethod
     def _from_tensor(self, words: Tensor) -> Tensor:
-        """The same from int64 words of shape [count, 4] on any device."""
+        """The same from int64 words of shape [..., count, 4] on any device, [..., _per_counter * count]."""
 
 
 def _stream(key: Key) -> int:
@@ -252,8 +255,8 @@ class Rademacher(Noise):
 
     def _from_tensor(self, words: Tensor) -> Tensor:
         shifts = torch.arange(64, device=words.device)
-        bits = (words.reshape(-1, 1) >> shifts) & 1
-        return bits.reshape(-1).to(torch.float32).mul_(2).sub_(1)
+        bits = (words[..., None] >> shifts) & 1
+        return bits.flatten(-3).to(torch.float32).mul_(2).sub_(1)
 
 
 NOISES: dict[str, type[Noise]] = {kind.name: kind for kind in (GaussianTable, Rademacher)}
@@ -295,9 +298,9 @@ def rounding_bits(key: Key, span: Span, device: torch.device | str = "cpu") -> T
 
 
 def _sixteen_bits(words: Tensor) -> Tensor:
-    """The four 16-bit parts of each int64 word, the lowest first: int64 of shape [4 * words]."""
+    """The four 16-bit parts of each int64 word [..., count, 4], the lowest first: int64 [..., 16 * count]."""
     shifts = torch.arange(0, 64, 16, device=words.device)
-    return ((words.reshape(-1, 1) >> shifts) & 0xFFFF).reshape(-1)
+    return ((words[..., None] >> shifts) & 0xFFFF).flatten(-3)
 
 
 @cache

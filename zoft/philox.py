@@ -1,8 +1,13 @@
 """Philox4x64-10 counter words on any device (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
-SC 2011). On the CPU numpy's generator makes them; elsewhere integer tensor operations make the same bits.
+SC 2011). On the CPU numpy's generator makes them; elsewhere integer tensor operations make the same bits, or one kernel
+on CUDA.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import cast
 
 import numpy as np
 import torch
@@ -45,27 +50,74 @@ def words_on_device(
         int64 tensor of shape [count, 4] that holds the unsigned words bit for bit.
     """
     lowest = torch.arange(count, dtype=torch.int64, device=device) + signed(counter[0])
-    return words_of(key[0], torch.tensor(signed(key[1]), device=device), lowest, counter[1:])
+    return words_of(key[:1], torch.tensor(signed(key[1]), device=device), lowest, counter[1:])[0]
 
 
-def words_of(first: int, second: Tensor, lowest: Tensor, higher: tuple[int, int, int]) -> Tensor:
-    """The words of many counters at once, of streams that differ in the second part of their keys.
+def words_of(first: Sequence[int], second: Tensor, lowest: Tensor, higher: tuple[int, int, int]) -> Tensor:
+    """The words of many counters at once, of streams that differ in their keys.
+
+    On CUDA one kernel makes them (:func:`_fused`), elsewhere, or where it cannot be built, some 300 tensor operations.
 
     Args:
-        first: the first part of all keys. ``second``: the second, int64 bit for bit, [count] or of one entry.
+        first: the first parts of the keys. ``second``: the second, int64 bit for bit, [count] or of one entry.
         lowest: the lowest part of every counter, int64 [count]. ``higher``: the others.
 
     Returns:
-        As :func:`words_on_device`.
+        As :func:`words_on_device`, for every first part: [len(first), count, 4].
     """
-    c0, k0, k1 = lowest, first, second
-    c1, c2, c3 = (torch.full_like(c0, signed(part)) for part in higher)
+    seeds = torch.tensor([signed(part) for part in first], device=lowest.device)[:, None]
+    kernel = _fused(lowest.device) if lowest.is_cuda else None
+    return torch.stack((kernel or _words)(seeds, second, lowest, *_parts(higher, lowest.device)), dim=-1)
+
+
+def _parts(values: Sequence[int], device: torch.device) -> list[Tensor]:
+    return list(torch.tensor([[signed(value)] for value in values], device=device))
+
+
+def _words(k0: Tensor, k1: Tensor, c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor) -> tuple[Tensor, ...]:
+    """The four words of every counter, by tensor operations; the arguments broadcast."""
     for _ in range(_ROUNDS):
         high0, low0 = _multiply(c0, _MULTIPLIERS[0])
         high1, low1 = _multiply(c2, _MULTIPLIERS[1])
-        c0, c1, c2, c3 = high1 ^ c1 ^ signed(k0), low1, high0 ^ c3 ^ k1, low0
-        k0, k1 = (k0 + _WEYL[0]) & _MASK, k1 + signed(_WEYL[1])  # int64 wraps as the words do
-    return torch.stack((c0, c1, c2, c3), dim=1)
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = k0 + signed(_WEYL[0]), k1 + signed(_WEYL[1])  # int64 wraps as the words do
+    return torch.broadcast_tensors(c0, c1, c2, c3)
+
+
+def _source() -> str:
+    """The generator for one counter, in CUDA's C++."""
+    rounds = "".join(
+        f"h = __umul64hi({_MULTIPLIERS[0]}ull, a); l = a * {_MULTIPLIERS[0]}ull;"
+        f"a = __umul64hi({_MULTIPLIERS[1]}ull, c) ^ b ^ x; b = c * {_MULTIPLIERS[1]}ull;"
+        f"c = h ^ d ^ y; d = l; x += {_WEYL[0]}ull; y += {_WEYL[1]}ull;"
+        for _ in range(_ROUNDS)
+    )
+    return (
+        "template <typename T> void philox(T k0, T k1, T c0, T c1, T c2, T c3, T& w0, T& w1, T& w2, T& w3) {"
+        "unsigned long long x = k0, y = k1, a = c0, b = c1, c = c2, d = c3, h, l;"
+        f"{rounds} w0 = a; w1 = b; w2 = c; w3 = d; }}"
+    )
+
+
+@cache
+def _fused(device: torch.device) -> Callable[..., tuple[Tensor, ...]] | None:
+    """The generator as one kernel on a CUDA device; None where it cannot be built or gives other words than numpy's.
+
+    torch's own run-time compiler makes it, which needs no other compiler, but whose interface may still change.
+    """
+    key, counter, count = (2**64 - 5, 12345678901234567), (2**40 - 3, 6, 2**63 + 3, 1), 67
+    try:
+        kernel = cast(
+            "Callable[..., tuple[Tensor, ...]]",
+            torch.cuda.jiterator._create_multi_output_jit_fn(_source(), num_outputs=4),
+        )
+        seeds, second = torch.tensor([[signed(key[0])]], device=device), torch.tensor(signed(key[1]), device=device)
+        lowest = torch.arange(count, dtype=torch.int64, device=device) + counter[0]
+        made = torch.stack(kernel(seeds, second, lowest, *_parts(counter[1:], device)), dim=-1)
+        right = np.array_equal(made.cpu().numpy().reshape(-1), words(key, counter, count).view(np.int64))
+    except Exception:
+        return None
+    return kernel if right else None
 
 
 def signed(value: int) -> int:

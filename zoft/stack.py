@@ -118,15 +118,15 @@ class StackedNoise(Noise):
     """The noise of several runs: of a span the directions of all, [runs, len(span)].
 
     Args:
-        made: gives the directions of a seed's key in a row, see :meth:`Noise.joined`.
+        noise: the kind.
         layout: of the rows.
         seeds: of the runs, from the first.
         whole: whether a span is of the row as a whole, and not of one block.
     """
 
-    def __init__(self, made: Callable[[Key], Tensor], layout: Layout, seeds: Sequence[int], whole: bool) -> None:
+    def __init__(self, noise: Noise, layout: Layout, seeds: Sequence[int], whole: bool) -> None:
         super().__init__()
-        self._source, self._layout, self._whole = made, layout, whole
+        self._source, self._layout, self._whole = noise, layout, whole
         self._seeds = sorted(set(seeds))
         self._of_run = [self._seeds.index(seed) for seed in seeds]
         self._rows: dict[Key, Tensor] = {}
@@ -135,7 +135,7 @@ class StackedNoise(Noise):
         """As of every run's own seed; ``key.seed`` is of no meaning."""
         if key not in self._rows:
             self._rows = {kept: rows for kept, rows in self._rows.items() if kept.step == key.step}
-            self._rows[key] = torch.stack([self._source(key._replace(seed=seed)) for seed in self._seeds])
+            self._rows[key] = self._source.joined(key, self._seeds, self._layout, device)
         rows = self._rows[key]
         if not self._whole:
             rows = self._layout.of(rows, span.block).flatten(1)
