@@ -27,8 +27,9 @@ from zoft.blocks import Block, Blocks
 from zoft.config import unknown
 from zoft.errors import ArtifactError, UsageError
 
-#: Entries handled at once: small enough to stay in a core's cache, large enough to hide the calls.
-CHUNK = 1 << 18
+#: Entries handled at once: on the CPU few enough to stay in a core's cache, on accelerators, where every call costs the
+#: same, enough to hide the calls. What is needed besides is some 30 bytes an entry.
+CHUNK, CHUNK_ON_DEVICE = 1 << 18, 1 << 22
 
 _DIRECTION, _ROUNDING = 0, 1
 _TABLE_FILE = "gaussian-table-1.npy"
@@ -114,10 +115,11 @@ class Layout:
         return self._kept[device]
 
 
-def spans(block: Block, chunk: int = CHUNK) -> Iterator[Span]:
-    """The block's entries in chunks of at most ``chunk``."""
-    for start in range(0, block.numel, chunk):
-        yield Span(block, start, min(start + chunk, block.numel))
+def spans(block: Block, chunk: int | None = None) -> Iterator[Span]:
+    """The block's entries in chunks of at most ``chunk``, by default what suits its device."""
+    size = chunk or (CHUNK if block.parameter.device.type == "cpu" else CHUNK_ON_DEVICE)
+    for start in range(0, block.numel, size):
+        yield Span(block, start, min(start + size, block.numel))
 
 
 class Noise(ABC):
