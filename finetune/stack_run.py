@@ -248,12 +248,9 @@ class Stack:
         values: list[Tensor] = [self._losses(self._theta, batch)] if method.plan.zero else []
         drawn = []
         for key in keys:
-            noises, shift = [], torch.zeros_like(self._theta)
-            for span, block in self._spans:
-                noises.append(method.draw(self._noise, key, span))
-                self._part(shift, block).copy_(method.direction(state, span, noises[-1].clone()))
-            shift.mul_(epsilon)
-            values += [self._losses(self._theta + side * shift, batch) for side in method.plan.sides]
+            noises = [method.draw(self._noise, key, span) for span, _ in self._spans]
+            shift = self._direction(noises).mul_(epsilon)
+            values += [self._losses(self._theta.add(shift, alpha=side), batch) for side in method.plan.sides]
             drawn.append(noises)
         measured = torch.stack(values)
         probes = [self._probes(own, keys, epsilon, Probe) for own in measured.T.tolist()]
@@ -274,6 +271,19 @@ class Stack:
             if rule is not None and finite[at]:
                 rule.end(self._rule_states[at], own)
         return probes
+
+    def _direction(self, noises: Sequence[Tensor]) -> Tensor:
+        """z of every run from the noise of every span, [runs, width]."""
+        parts = [
+            (block, self._method.direction(self._state, span, noise.clone()))
+            for (span, block), noise in zip(self._spans, noises, strict=True)
+        ]
+        if self._whole:
+            return parts[0][1]
+        rows = torch.zeros_like(self._theta)
+        for block, part in parts:
+            self._part(rows, block).copy_(part)
+        return rows
 
     def _part(self, rows: Tensor, block: Block) -> Tensor:
         """The block's part of rows [runs, width], [runs, numel]."""
