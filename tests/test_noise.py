@@ -12,7 +12,7 @@ from zoft import philox
 from zoft.assets.make_table import quantile_table
 from zoft.blocks import Block
 from zoft.errors import UsageError
-from zoft.noise import NOISES, Key, Span, get_noise, rounding_bits, spans
+from zoft.noise import CHUNK, CHUNK_ON_DEVICE, NOISES, Key, Span, get_noise, rounding_bits, spans
 
 KINDS = sorted(NOISES)
 
@@ -57,6 +57,15 @@ def test_the_kernel_and_the_tensor_operations_give_the_same_words(fused, monkeyp
     for counter in [(0, 0, 0, 0), (2**40, 6, 2**63 + 3, 1)]:
         host = philox.words((2**64 - 5, 123), counter, 257).view(np.int64).reshape(-1, 4)
         assert np.array_equal(host, philox.words_on_device((2**64 - 5, 123), counter, 257, cuda).cpu().numpy())
+
+
+def test_spans_are_larger_where_every_call_costs_the_same():
+    def sizes(device):
+        parameter = torch.nn.Parameter(torch.empty(5 << 20, device=device), requires_grad=False)
+        return [len(span) for span in spans(Block(0, "weight", parameter))]
+
+    assert sizes("cpu") == [CHUNK] * 20
+    assert sizes("meta") == [CHUNK_ON_DEVICE, 1 << 20]
 
 
 def test_a_kernel_that_cannot_be_built_is_done_without():
