@@ -32,8 +32,6 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.predicted_gain import BATCH, PART, deviations, gradients, kernel, predicted
-from benchmarks.task_count import moments
-from benchmarks.task_count import scales as scales_of
 from zoft.blocks import Blocks
 from zoft.errors import ZoftError
 from zoft.models import context_length, load_model
@@ -84,9 +82,26 @@ def adapted(
     return found
 
 
-def learned(found: Mapping[str, Tensor], shapes: _Sizes) -> dict[str, Tensor]:
+def learned(
+    found: Mapping[str, Tensor], shapes: _Sizes, power: float = 2.5, floor: float = 0.3, share: float = 0.97
+) -> dict[str, Tensor]:
     """Scales by the rule of the recipe ``default`` (meta_train/signal_scales.py) from true gradients."""
-    return scales_of([moments(found, shapes)], shapes)
+    scales = {}
+    for name, values in found.items():
+        count, shape = len(values), shapes[name]
+        if len(shape) < 2:
+            scales[name] = torch.ones(values.shape[1])
+            continue
+        square = values.square().mean(0)
+        signal = (values.mean(0).square() * count - square) / (count - 1)
+        noisy = signal + (square - signal) * PART / BATCH
+        sides = []
+        for axis in (1, 0):
+            g, f = (x.view(shape[0], -1).double().mean(axis) for x in (signal, noisy))
+            ratio = (g.clamp(min=0) / (f + floor * f.mean()).clamp(min=1e-30)) ** power
+            sides.append(ratio / ratio.mean() if ratio.any() else torch.ones_like(ratio))
+        scales[name] = (torch.outer(*sides).flatten() * share + (1 - share)).sqrt().float()
+    return scales
 
 
 def row(

@@ -31,44 +31,51 @@ from zoft.tasks.lm import LMTask
 
 DIRECTIONS = 8
 
-#: Exponent, floor and share of the recipe ``default``.
-POWER, FLOOR, SHARE = 2.5, 0.3, 0.97
+#: Exponent, floor, share and reach of the recipe ``default`` (meta_train/signal_scales.py).
+POWER, FLOOR, SHARE, REACH = 2.5, 0.3, 0.97, 20.0
 
-#: Of a block by row and by column: each one's part of the signal, and of signal and noise.
+#: Of a matrix by row and by column: each one's part of the whole model's signal, and of its mean square.
 Moments = Mapping[str, Sequence[tuple[Tensor, Tensor]]]
 
 
 def moments(found: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]]) -> Moments:
-    """Of a task's gradients [M, numel] by matrix."""
-    parts = {}
-    for name, values in found.items():
-        if len(shapes[name]) < 2:
+    """Of a task's gradients [M, numel] by block; nothing of a task without signal."""
+    of_entries = {name: _signal_and_square(values) for name, values in found.items()}
+    totals = [sum(float(pair[which].sum()) for pair in of_entries.values()) for which in (0, 1)]
+    parts: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    for name, pair in of_entries.items():
+        if len(shapes[name]) < 2 or totals[0] <= 0:
             continue
-        count = len(values)
-        square = values.square().mean(0)
-        signal = (values.mean(0).square() * count - square) / (count - 1)
-        noisy = signal + (square - signal) * PART / BATCH
-        sides = []
-        for axis in (1, 0):
-            g, f = (x.view(tuple(shapes[name])).double().sum(axis) for x in (signal, noisy))
-            sides.append((g / g.sum().clamp(min=1e-30), f / f.sum()))
-        parts[name] = sides
+        matrices = [x.view(tuple(shapes[name])).double() for x in pair]
+        g, f = (matrix / total for matrix, total in zip(matrices, totals, strict=True))
+        parts[name] = [(g.sum(axis), f.sum(axis)) for axis in (1, 0)]
     return parts
 
 
+def _signal_and_square(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Of every entry g², unbiased, and E[g_b²] for a step's minibatch."""
+    count = len(values)
+    square = values.square().mean(0)
+    signal = (values.mean(0).square() * count - square) / (count - 1)
+    return signal, signal + (square - signal) * PART / BATCH
+
+
 def scales(tasks: Sequence[Moments], shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
-    """Standard deviations of all entries from the means of several tasks' parts; vectors have 1."""
+    """Standard deviations of all entries from the means of several tasks' parts; 1 where there is no signal."""
     found = {}
+    seen = [task for task in tasks if task]
     for name, shape in shapes.items():
-        if len(shape) < 2:
-            found[name] = torch.ones(math.prod(shape))
+        found[name] = torch.ones(math.prod(shape))
+        if len(shape) < 2 or not seen:
             continue
-        sides = []
-        for side in (0, 1):
-            g, f = (torch.stack([task[name][side][which] for task in tasks]).mean(0) for which in (0, 1))
-            ratio = (g.clamp(min=0) / (f + FLOOR * f.mean())) ** POWER
-            sides.append(ratio / ratio.mean() if ratio.any() else torch.ones_like(ratio))
-        found[name] = (torch.outer(*sides).flatten() * SHARE + (1 - SHARE)).sqrt().float()
+        means = [
+            [torch.stack([task[name][side][which] for task in seen]).mean(0) for which in (0, 1)] for side in (0, 1)
+        ]
+        own = float(means[0][0].sum() / means[0][1].sum())
+        if own > 0:
+            ratios = [(g / (f + FLOOR * f.mean()) / own).clamp(1 / REACH, REACH) ** POWER for g, f in means]
+            outer = torch.outer(*(ratio / ratio.mean() for ratio in ratios)).flatten()
+            found[name] = (outer * SHARE + (1 - SHARE)).sqrt().float()
     return found
 
 
