@@ -56,16 +56,25 @@ class Stacker:
         return self.stacked(specs) or [self._runner(spec) for spec in specs]
 
     def stacked(self, specs: Sequence[RunSpec]) -> list[Record] | None:
-        """Their records; None where they cannot be stacked."""
+        """Their records; None where they cannot be stacked. A stack that the memory does not hold is made in halves.
+
+        Raises:
+            torch.OutOfMemoryError: it does not hold a single run.
+        """
         self._runner.reset()
         try:
             return Stack(self._bench, specs).records()
         except CannotStack:
             return None
+        except torch.OutOfMemoryError:
+            if len(specs) == 1:
+                raise
         finally:
             self._runner.reset()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()  # other processes may share the device
+        half = len(specs) // 2
+        return [*self(specs[:half]), *self(specs[half:])]
 
 
 class InStacks:

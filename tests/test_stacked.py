@@ -169,6 +169,26 @@ def test_what_cannot_be_stacked_is_made_alone(bench: Bench, values: dict[str, An
     assert_alike(stacker(specs), [runner(spec) for spec in specs])
 
 
+def test_a_stack_that_the_memory_does_not_hold_is_made_in_halves(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    specs = [one(bench, test=False, eval_points=1, seed=seed) for seed in range(5)]
+    stacker, tried, holds = Stacker(Runner(bench)), [], 2
+    expected = stacker.stacked(specs)
+
+    def stack(bench: StackBench, specs: Sequence[RunSpec]) -> Stack:
+        tried.append(len(specs))
+        if len(specs) > holds:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return Stack(bench, specs)
+
+    monkeypatch.setattr("finetune.stacked.Stack", stack)
+    assert expected is not None
+    assert_alike(stacker.stacked(specs), expected)
+    assert tried == [5, 2, 3, 1, 2]
+    holds = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        stacker.stacked(specs)
+
+
 def test_a_tuner_that_follows_the_run_is_not_stacked(bench: Bench, tmp_path: Path) -> None:
     tuner = Tuner.untrained(bench.model)
     with torch.no_grad():
