@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 from finetune.compare_config import CompareConfig
@@ -71,12 +72,10 @@ class Jobs:
         """
         config = self._config
         tuners: Sequence[TunerSource | None] = method.tuners or (None,)
-        reported_seeds, chosen_on = config.reported_seeds, config.chosen_on_seeds
-        pairs = (
-            [(tuner, seed) for tuner in tuners for seed in reported_seeds]
-            if reported
-            else [(tuners[at % len(tuners)], seed) for at, seed in enumerate(chosen_on)]
-        )
+        if reported:
+            pairs = [(tuner, seed) for tuner in tuners for seed in config.reported_seeds]
+        else:
+            pairs = list(zip(cycle(tuners), config.chosen_on_seeds, strict=False))
         return [
             run_spec(
                 config,

@@ -68,8 +68,17 @@ def test_spans_are_larger_where_every_call_costs_the_same():
     assert sizes("meta") == [CHUNK_ON_DEVICE, 1 << 20]
 
 
+@pytest.mark.parametrize(("off", "kept"), [(0, True), (1, False)])
+def test_a_kernel_that_gives_other_words_than_numpy_is_not_used(off, kept, monkeypatch):
+    def kernel(*parts):
+        return tuple(word + off for word in philox._words(*parts))
+
+    monkeypatch.setattr(torch.cuda.jiterator, "_create_multi_output_jit_fn", lambda source, num_outputs: kernel)
+    assert (philox._fused.__wrapped__(torch.device("cpu")) is kernel) == kept
+
+
 def test_a_kernel_that_cannot_be_built_is_done_without():
-    assert philox._fused(torch.device("cpu")) is None  # it is for CUDA alone
+    assert philox._fused.__wrapped__(torch.device("cpu")) is None  # it is for CUDA alone
 
 
 @pytest.mark.parametrize("kind", KINDS)

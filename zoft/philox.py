@@ -1,6 +1,5 @@
 """Philox4x64-10 counter words on any device (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
-SC 2011). On the CPU numpy's generator makes them; elsewhere integer tensor operations make the same bits, or one kernel
-on CUDA.
+SC 2011). On the CPU numpy makes them, on CUDA one kernel, elsewhere integer tensor operations: the same bits.
 """
 
 from __future__ import annotations
