@@ -15,9 +15,10 @@ from finetune.processes import Record
 from finetune.run_cache import CachedNoise, RunCache, cached_batches
 from finetune.run_spec import Bench, RunSpec, record_of, with_course
 from zoft.noise import get_noise
-from zoft.objective import Objective, evaluating
+from zoft.objective import evaluating
 from zoft.optimizers import ZerothOrder, ZOOptimizer, get_optimizer
 from zoft.optimizers.schedule import scheduled
+from zoft.tasks.base import objective_on
 
 #: A run ends early after so many steps in a row whose losses are not finite.
 GIVE_UP = 10
@@ -96,7 +97,7 @@ class Runner:
         for step, batch in zip(range(1, steps + 1), batches, strict=False):
             for group in optimizer.param_groups:
                 group["lr"] = scheduled(course, spec.lr, 0.0, step - 1, steps)
-            result = optimizer.step_on(Objective(self.bench.model, task.loss, [batch]))
+            result = optimizer.step_on(objective_on(task, self.bench.model, [batch]))
             losses.append(result.loss)
             skipped += result.skipped
             in_a_row = in_a_row + 1 if result.skipped else 0

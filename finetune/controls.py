@@ -153,4 +153,4 @@ class _VectorsBound(BoundTuner):
 
     def end(self, state: State, probes: Sequence[Probe]) -> None:
         if self.step_rule is not None:
-            self.step_rule.end(state, probes)
+            self.step_rule.end(state, probes, self.batch_size)

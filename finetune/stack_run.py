@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from zoft.objective import evaluating
 from zoft.optimizers import ZOOptimizer, get_optimizer
 from zoft.optimizers.schedule import scheduled
 from zoft.stack import StackedModel, StackedNoise, StackedTuner, factors
-from zoft.step import Draw, Probe, State
+from zoft.step import Draw, Probe, State, along_directions, with_curvature
 from zoft.tasks.lm import LMTask
 from zoft.tasks.table import ExampleTable
 from zoft.tuner.bound import BoundTuner
@@ -128,7 +129,7 @@ class Stack:
             raise CannotStack
         self._whole = plain.stacks == "entries"
         bound = [tuner for tuner in tuners if tuner is not None]
-        if any(tuner.step_rule is not None and tuner.step_rule.kind != "slopes" for tuner in bound):
+        if any(tuner.step_rule is not None and tuner.step_rule.two_sided for tuner in bound):
             raise CannotStack
         if not bound:
             return plain
@@ -243,24 +244,29 @@ class Stack:
             of every run what was measured along each direction.
         """
         method, state, epsilon = self._method, self._state, self._method.epsilon_at(step)
+        plan = method.plan
         keys = [Key(0, step, draw) for draw in range(method.directions)]
         batch = self._examples.batch(places)
-        values: list[Tensor] = [self._losses(self._theta, batch)] if method.plan.zero else []
+        values: list[Tensor] = [self._losses(self._theta, batch)] if plan.zero else []
         drawn = []
         for key in keys:
             noises = [method.draw(self._noise, key, span) for span, _ in self._spans]
             shift = self._direction(noises).mul_(epsilon)
-            values += [self._losses(self._theta.add(shift, alpha=side), batch) for side in method.plan.sides]
+            values += [self._losses(self._theta.add(shift, alpha=side), batch) for side in plan.sides]
             drawn.append(noises)
-        measured = torch.stack(values)
+        measured = torch.stack([losses.mean(1).double() for losses in values])
         probes = [self._probes(own, keys, epsilon, Probe) for own in measured.T.tolist()]
+        for at, rule in enumerate(self._rules):
+            if rule is not None and rule.by_example:
+                matrix = along_directions(plan, [[own[at].double().cpu()] for own in values], epsilon, len(keys))
+                probes[at] = with_curvature(probes[at], matrix.tolist())
         finite = [all(probe.finite for probe in own) for own in probes]
         for at, fine in enumerate(finite):
             self._skipped[at] += not fine and self._ended[at] is None
             self._in_a_row[at] = 0 if fine else self._in_a_row[at] + 1
         rates = torch.tensor([self._rate(step, at, own) for at, own in enumerate(probes)], device=self._device)
         with self._kept(finite):
-            stacked = self._probes(list(measured[:, :, None]), keys, epsilon, _StackedProbe)
+            stacked = self._weighed(self._probes(list(measured[:, :, None]), keys, epsilon, _StackedProbe), probes)
             for at, (span, block) in enumerate(self._spans):
                 draws: list[Draw] = [(noises[at], probe) for noises, probe in zip(drawn, stacked, strict=True)]
                 theta = self._part(self._theta, block)
@@ -269,8 +275,20 @@ class Stack:
         for at, own in enumerate(probes):
             rule = self._rules[at]
             if rule is not None and finite[at]:
-                rule.end(self._rule_states[at], own)
+                rule.end(self._rule_states[at], own, self._first.batch_size)
         return probes
+
+    def _weighed(self, stacked: Sequence[Probe], probes: Sequence[Sequence[Probe]]) -> Sequence[Probe]:
+        """The probes of all runs with the slopes that the step-size heads make of each run's own."""
+        if not any(rule is not None and rule.by_example for rule in self._rules):
+            return stacked
+        weighed = [
+            rule.weigh(state, own, self._first.batch_size) if rule is not None else own
+            for rule, state, own in zip(self._rules, self._rule_states, probes, strict=True)
+        ]
+        slopes = torch.tensor([[probe.projected_gradient for probe in own] for own in weighed], dtype=torch.float64)
+        columns = slopes.to(self._device).T[:, :, None]
+        return [replace(probe, slope=column) for probe, column in zip(stacked, columns, strict=True)]
 
     def _direction(self, noises: Sequence[Tensor]) -> Tensor:
         """z of every run from the noise of every span, [runs, width]."""
@@ -290,10 +308,9 @@ class Stack:
         return rows if self._whole else self._layout.of(rows, block).flatten(1)
 
     def _losses(self, rows: Tensor, batch: dict[str, Tensor]) -> Tensor:
-        """The loss of every run, float64 [runs]."""
+        """The loss of every run's examples, float32 [runs, examples]."""
         self._model.use(rows)
-        losses = self._task.losses(self._model.model, batch)
-        return losses.view(len(self._specs), -1).mean(1).double()
+        return self._task.losses(self._model.model, batch).view(len(self._specs), -1)
 
     def _probes(self, values: Sequence[Any], keys: Sequence[Key], epsilon: float, kind: type[Probe]) -> list[Probe]:
         """What was measured along each direction: of one run, or with tensors [runs, 1] of all."""

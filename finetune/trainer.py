@@ -13,7 +13,7 @@ from transformers import Trainer
 
 from finetune.state import CheckpointsWithoutPickles
 from zoft.errors import DivergedError, UsageError
-from zoft.objective import Objective
+from zoft.objective import ExampleLosses, Objective
 from zoft.optimizers import ZerothOrder, ZOOptimizer
 from zoft.step import Reduce, StepResult
 
@@ -64,6 +64,8 @@ class ZOTrainerMixin(CheckpointsWithoutPickles):
     zo_held = False
     #: Whether the loss takes few values, as 1 − accuracy does; L+ = L− is then nothing unusual.
     zo_discrete = False
+    #: The losses of a micro-batch's examples, for a step-size head that wants them; None: a micro-batch counts as one.
+    zo_losses: ExampleLosses | None = None
 
     # What a Trainer has, for the type checker.
     accelerator: Any
@@ -167,7 +169,8 @@ class ZOTrainerMixin(CheckpointsWithoutPickles):
 
         self.last_lr = float(self._zeroth_order.param_groups[0]["lr"])
 
-        self.last = result = self._zeroth_order.step_on(Objective(model, loss, batches, self.zo_held))
+        objective = Objective(model, loss, batches, self.zo_held, self.zo_losses)
+        self.last = result = self._zeroth_order.step_on(objective)
         planned = self.zo_method.plan_at(result.probes[0].key.step).forwards(self.zo_method.directions)
         self.forwards += planned
         self.audits += result.forwards - planned

@@ -156,16 +156,19 @@ class MetaTrainConfig(Config):
     structure_storage: Literal["float16", "float32"] = Field(
         "float16", description="How the structure is stored: half the bytes, or exactly."
     )
-    step_size: Literal["none", "curvature", "slopes"] = Field(
+    step_size: Literal["none", "curvature", "slopes", "gauss-newton"] = Field(
         "slopes",
         description="Step-size head: none, or a learning rate that follows the curvature measured by an occasional"
-        " third forward, or the slopes that are measured anyway.",
+        " third forward, the slopes that are measured anyway, or the losses of the single examples.",
     )
     step_size_every: int = Field(10, ge=1, le=2**20, description="Steps between two forwards of the kind curvature.")
     step_size_power: float = Field(
         2.0, ge=0, le=4, description="Of the kind slopes: 1 keeps steps as long as they were, 2 is for their curvature."
     )
-    step_size_decay: float = Field(0.9, ge=0, lt=1, description="Of the kind slopes: weight of the past in its mean.")
+    step_size_decay: float = Field(
+        0.9, ge=0, lt=1, description="Of slopes and gauss-newton: weight of the past in the mean."
+    )
+    step_size_damping: float = Field(1.0, gt=0, le=1e3, description="Of the kind gauss-newton: κ, in mean curvatures.")
     save_every: int = Field(200, ge=1, description="Steps between checkpoints.")
     log_every: int = Field(10, ge=1, description="Steps between reports.")
     keep_noise_mib: int = Field(

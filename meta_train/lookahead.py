@@ -91,6 +91,10 @@ class LearnedStep:
         """The learning rate as it is."""
         return 1.0
 
+    def weigh(self, state: State, probes: Sequence[Probe]) -> Sequence[Probe]:
+        """The probes as they are."""
+        return probes
+
     def begin(self, state: State, blocks: Blocks) -> None:
         """σ and ν·σ of this step, with their graph in ``sigmas`` and ``scales``."""
         statistics = block_statistics(blocks)

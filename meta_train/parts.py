@@ -72,6 +72,9 @@ def _step_rule(config: MetaTrainConfig, measured: Measured) -> StepRuleConfig | 
     if config.step_size == "slopes":
         decay, power = config.step_size_decay, config.step_size_power
         return StepRuleConfig(kind="slopes", slope=measured.slope, power=power, decay=decay)
+    if config.step_size == "gauss-newton":
+        damping, decay = config.step_size_damping, config.step_size_decay
+        return StepRuleConfig(kind="gauss-newton", damping=damping, decay=decay)
     return StepRuleConfig(kind="curvature", curvature=measured.curvature, every=config.step_size_every)
 
 

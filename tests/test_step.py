@@ -15,7 +15,8 @@ from zoft.noise import Key, Span, get_noise, rounding_bits
 from zoft.objective import Objective
 from zoft.optimizers import get_optimizer
 from zoft.perturb import Perturber
-from zoft.step import apply_update, stochastic_round, uninterrupted, zo_step
+from zoft.rounding import stochastic_round
+from zoft.step import apply_update, uninterrupted, zo_step
 
 NOISE = get_noise("gaussian-table")
 DATA, TARGET = randn(16, 5, seed=1), randn(16, 2, seed=2)

@@ -79,7 +79,7 @@ def test_the_rule_is_its_formula_in_float64() -> None:
         before = {name: tensor.clone() for name, tensor in state.items()}
         assert rule.rate(state, probes) == pytest.approx(expected, rel=1e-12)
         assert all(torch.equal(state[name], before[name]) for name in state)
-        rule.end(state, probes)
+        rule.end(state, probes, 16)
         keep = 1 - 1 / min(weight + 1, 30)
         weight, squares = keep * weight + 1, keep * squares + square
         seen.append(expected)
@@ -99,7 +99,7 @@ def test_slopes_are_their_formula_in_float64() -> None:
         assert rule.rate(state, probes) == pytest.approx(np.clip((2.0 / math.sqrt(square)) ** 1.5, 1 / 3, 3), rel=1e-12)
         assert not rule.measures(step)
         factors.append(rule.rate(state, probes))
-        rule.end(state, probes)
+        rule.end(state, probes, 16)
     assert max(factors) == 3.0
     assert min(factors) == pytest.approx(1 / 3)
     assert len({round(factor, 6) for factor in factors}) > 12

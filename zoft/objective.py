@@ -16,6 +16,9 @@ from zoft.errors import UsageError
 #: A loss (a scalar tensor, computed in float32 or wider) or any metric (a float) to be minimised.
 LossFunction = Callable[[nn.Module, Any], Tensor | float]
 
+#: The losses of a batch's examples, [B], whose mean is the loss.
+ExampleLosses = Callable[[nn.Module, Any], Tensor]
+
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
@@ -39,19 +42,34 @@ class Objective:
         batches: one batch, or several to accumulate over with equal weight.
         held: whether one evaluation runs the model many times, as generation does. θ + shift is then made
             once for the whole evaluation, at the cost of a copy of θ, instead of once for every forward.
+        losses: the losses of a batch's examples, of which ``loss`` is the mean, where they can be had.
 
     Attributes:
         calls: forward passes so far: one an evaluation, two a derivative.
+        loss, batches: as given.
     """
 
-    def __init__(self, model: nn.Module, loss: LossFunction, batches: Sequence[Any], held: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: LossFunction,
+        batches: Sequence[Any],
+        held: bool = False,
+        losses: ExampleLosses | None = None,
+    ) -> None:
         if not batches:
             raise UsageError("a step has no batch", "Give at least one batch a step.")
         self.model = model
         self.held = held
         self.calls = 0
-        self._loss = loss
-        self._batches = batches
+        self.loss = loss
+        self.batches = batches
+        self._losses = losses
+
+    @property
+    def apart(self) -> ExamplesApart:
+        """The same objective as a function that gives the losses of the examples, and not their mean."""
+        return ExamplesApart(self, self._losses)
 
     def __call__(self) -> float:
         """The mean loss without gradients, summed in float64; infinite or NaN values are returned as such.
@@ -61,7 +79,7 @@ class Objective:
         """
         self.calls += 1
         with torch.inference_mode(), evaluating(self.model):
-            values = [_scalar(self._loss(self.model, batch)) for batch in self._batches]
+            values = [_scalar(self.loss(self.model, batch)) for batch in self.batches]
         return math.fsum(values) / len(values) if all(map(math.isfinite, values)) else math.nan
 
     def derivative(self, direction: Sequence[tuple[nn.Parameter, Tensor]]) -> tuple[float, float]:
@@ -84,8 +102,8 @@ class Objective:
         primals = tuple(parameter.detach() for parameter, _ in direction)
         tangents = tuple(tangent for _, tangent in direction)
         pairs = []
-        for batch in self._batches:
-            caller = _Caller(self.model, self._loss, batch)
+        for batch in self.batches:
+            caller = _Caller(self.model, self.loss, batch)
 
             def loss(*values: Tensor, caller: nn.Module = caller) -> Tensor:
                 result: Tensor = torch.func.functional_call(caller, dict(zip(keys, values, strict=True)), ())
@@ -105,6 +123,39 @@ class Objective:
         if not all(math.isfinite(number) for pair in pairs for number in pair):
             return math.nan, math.nan
         return math.fsum(pair[0] for pair in pairs) / len(pairs), math.fsum(pair[1] for pair in pairs) / len(pairs)
+
+
+class ExamplesApart:
+    """An objective whose examples' losses are kept apart.
+
+    A batch whose examples' losses cannot be had counts as one example.
+
+    Attributes:
+        held: the objective's.
+        by_batch: whether batches stand in for examples.
+    """
+
+    def __init__(self, objective: Objective, losses: ExampleLosses | None) -> None:
+        self._objective, self._losses = objective, losses
+        self.held, self.by_batch = objective.held, losses is None
+
+    def __call__(self) -> list[Tensor]:
+        """Of every batch the losses of its examples, float64 [B] on the CPU, without gradients; one forward pass.
+
+        The mean over the batches of their means is the objective's value, but for rounding.
+
+        Raises:
+            UsageError: a batch's losses are not one value an example.
+        """
+        of = self._objective
+        of.calls += 1
+        with torch.inference_mode(), evaluating(of.model):
+            if self._losses is None:
+                return [torch.tensor([_scalar(of.loss(of.model, batch))], dtype=torch.float64) for batch in of.batches]
+            values = [self._losses(of.model, batch) for batch in of.batches]
+        if not all(isinstance(value, Tensor) and value.ndim == 1 and len(value) for value in values):
+            raise UsageError("the losses of a batch are not one value an example", "Return a tensor of shape [B].")
+        return [value.detach().double().cpu() for value in values]
 
 
 class _Caller(nn.Module):

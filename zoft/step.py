@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from zoft.blocks import Block, Blocks
-from zoft.noise import Key, Noise, Span, rounding_bits, spans, working_dtype
+from zoft.curvature import gauss_newton
+from zoft.noise import Key, Noise, Span, spans, working_dtype
 from zoft.objective import Objective
 from zoft.perturb import Perturber
+from zoft.rounding import add_rounded
 
 #: A method's state: a flat mapping of names to tensors, so that any format can store it.
 State = dict[str, Tensor]
@@ -36,12 +38,15 @@ class Plan:
         derivative: whether each direction's exact derivative ⟨∇L, z⟩ is taken by forward-mode
             differentiation, in place of evaluations at ±ε. It gives the loss at θ along with it.
         trials: multiples of the method's proposed step whose losses are measured before it decides.
+        examples: whether the losses of the examples are kept apart, for the curvature along the directions;
+            not along exact derivatives.
     """
 
     sides: tuple[int, ...] = (1, -1)
     zero: bool = False
     derivative: bool = False
     trials: tuple[int, ...] = ()
+    examples: bool = False
 
     def forwards(self, directions: int) -> int:
         """Forward passes of a step. A derivative counts as two: the value's and the tangent's."""
@@ -63,6 +68,9 @@ class Probe:
             that the plan leaves out then hold their values to first order.
         trials: losses at the multiples of the proposed step that the plan names; the same for all
             directions of a step.
+        curvature: the direction's row of the step's Gauss–Newton matrix (:mod:`zoft.curvature`), where the plan
+            keeps the examples apart.
+        by_batch: whether whole batches stood in for examples there.
     """
 
     key: Key
@@ -72,6 +80,8 @@ class Probe:
     loss_zero: float | None = None
     slope: float | None = None
     trials: tuple[float, ...] = ()
+    curvature: tuple[float, ...] = ()
+    by_batch: bool = False
 
     @property
     def projected_gradient(self) -> float:
@@ -120,6 +130,9 @@ class Method(Protocol):
 
     def rate(self, state: State, probes: Sequence[Probe]) -> float:
         """What multiplies the learning rate in the step of ``probes``; leaves ``state`` as it is."""
+
+    def weigh(self, state: State, probes: Sequence[Probe]) -> Sequence[Probe]:
+        """The probes as the update is to see them, with other slopes or as they are; leaves ``state`` as it is."""
 
     def update(self, state: State, span: Span, theta: Tensor, draws: Sequence[Draw], lr: float) -> Tensor:
         """Increment of θ over ``span``, float32; updates the span's part of ``state``."""
@@ -196,17 +209,17 @@ def apply_update(
     lr: float | Callable[[Block], float],
 ) -> None:
     """The update that ``probes`` determine: θ and ``state`` after the step, without a forward pass."""
-    factor = method.rate(state, probes)
+    factor, weighed = method.rate(state, probes), method.weigh(state, probes)
     for block in blocks:
         rate = factor * (lr(block) if callable(lr) else lr)
         values = block.parameter.data
         flat = values if values.is_contiguous() else values.contiguous()
         for span in spans(block):
-            draws = [(method.draw(noise, probe.key, span), probe) for probe in probes]
+            draws = [(method.draw(noise, probe.key, span), probe) for probe in weighed]
             theta = span.of(flat)
             change = method.update(state, span, theta, draws, rate)
             if rate:
-                _add(theta, change, probes[0].key, span)
+                add_rounded(theta, change, probes[0].key, span)
         if flat is not values:
             values.copy_(flat)
     method.end(state, probes)
@@ -230,16 +243,36 @@ def _measure(
 ) -> tuple[Probe, ...]:
     plan, epsilon = method.plan_at(key.step), method.epsilon_at(key.step)
     keys = [key._replace(draw=draw) for draw in range(method.directions)]
-    losses: list[float] = [objective()] if plan.zero and not plan.derivative else []
+    evaluate: Callable[[], Any] = objective.apart if plan.examples else objective
+    found: list[Any] = [evaluate()] if plan.zero and not plan.derivative else []
     for at in keys:
         if plan.derivative:
-            losses.extend(objective.derivative(_tangents(method, state, blocks, noise, at)))
+            found.extend(objective.derivative(_tangents(method, state, blocks, noise, at)))
             continue
         shift = _Shift(method, state, noise, at, epsilon, perturber.numel)
         for shift.sign in plan.sides:
-            losses.append(perturber.evaluate(shift, objective))
+            found.append(perturber.evaluate(shift, evaluate))
+    count = len(found)
+    if plan.examples:
+        matrix = along_directions(plan, found, epsilon, len(keys))
+        found = [sum(float(batch.mean()) for batch in losses) / len(losses) for losses in found]
+        found += matrix.flatten().tolist()
     if reduce is not None:
-        losses = reduce(losses)
+        found = reduce(found)
+    probes = _probes(plan, keys, epsilon, found[:count])
+    if not plan.examples:
+        return probes
+    rows = [found[at : at + len(keys)] for at in range(count, len(found), len(keys))]
+    return tuple(with_curvature(probes, rows, objective.apart.by_batch))
+
+
+def with_curvature(probes: Sequence[Probe], matrix: Sequence[Sequence[float]], by_batch: bool = False) -> list[Probe]:
+    """The probes with each one's row of the Gauss–Newton matrix."""
+    return [replace(probe, curvature=tuple(row), by_batch=by_batch) for probe, row in zip(probes, matrix, strict=True)]
+
+
+def _probes(plan: Plan, keys: Sequence[Key], epsilon: float, losses: Sequence[float]) -> tuple[Probe, ...]:
+    """What was measured along each direction, from the losses in the order of their evaluations."""
     values = iter(losses)
     if plan.derivative:
         return tuple(_along(at, epsilon, next(values), next(values)) for at in keys)
@@ -252,6 +285,17 @@ def _measure(
         Probe(at, plus, 2 * zero - plus, epsilon, zero, (plus - zero) / epsilon)
         for at, plus in zip(keys, values, strict=True)
     )
+
+
+def along_directions(plan: Plan, found: Sequence[Sequence[Tensor]], epsilon: float, directions: int) -> Tensor:
+    """The Gauss–Newton matrix [n, n] along the directions, from the examples' losses of every evaluation."""
+    batches = []
+    for losses in map(torch.stack, zip(*found, strict=True)):
+        sides = losses[1 if plan.zero else 0 :].view(directions, len(plan.sides), -1)
+        zero = losses[0] if plan.zero else sides.mean((0, 1))
+        other = sides[:, 1] if len(plan.sides) == 2 else zero
+        batches.append((zero, (sides[:, 0] - other) / (epsilon * len(plan.sides))))
+    return gauss_newton(batches)
 
 
 def _along(key: Key, epsilon: float, zero: float, slope: float) -> Probe:
@@ -287,11 +331,12 @@ def _try(
     """The probes with the losses at the plan's multiples of the proposed step."""
 
     factor, plan = method.rate(state, probes), method.plan_at(probes[0].key.step)
+    weighed = method.weigh(state, probes)
 
     def shift(multiple: int, span: Span) -> Tensor:
         rate = factor * (lr(span.block) if callable(lr) else lr)
         flat = span.block.parameter.data.contiguous()
-        draws = [(method.draw(noise, probe.key, span), probe) for probe in probes]
+        draws = [(method.draw(noise, probe.key, span), probe) for probe in weighed]
         return method.proposal(state, span, span.of(flat), draws, rate).mul_(multiple)
 
     losses = [perturber.evaluate(partial(shift, multiple), objective) for multiple in plan.trials]
@@ -319,36 +364,6 @@ class _Shift:
             if self._kept is not None:
                 self._kept[index] = change
         return change if self.sign > 0 else -change
-
-
-def _add(theta: Tensor, change: Tensor, key: Key, span: Span) -> None:
-    """θ += change; below float32 by stochastic rounding, so that small changes survive on average."""
-    if theta.dtype in (torch.float32, torch.float64):
-        theta.add_(change)
-    else:
-        theta.copy_(stochastic_round(theta.float() + change, theta.dtype, rounding_bits(key, span, theta.device)))
-
-
-def stochastic_round(values: Tensor, dtype: torch.dtype, bits: Tensor) -> Tensor:
-    """Round float32 ``values`` to one of the two neighbours in ``dtype``, equal to them in expectation.
-
-    Args:
-        values: float32, any shape.
-        dtype: torch.bfloat16 or torch.float16.
-        bits: integers 0..65535 of the same shape, uniform and independent.
-    """
-    near = values.to(dtype)
-    error = values - near.float()
-    # The neighbour on the other side of the value: one more or one less in the magnitude's bits.
-    pattern = near.view(torch.int16)
-    outward = (error > 0) == (near > 0)
-    step = torch.where(outward, 1, -1).to(torch.int16)
-    smallest = torch.where(error > 0, 1, torch.iinfo(torch.int16).min + 1).to(torch.int16)
-    other = torch.where(near == 0, smallest, pattern + step).view(dtype)
-    gap = (other.float() - near.float()).abs()
-    threshold = (error.abs() / gap).mul_(65536.0)
-    take_other = (error != 0) & (bits.to(torch.float32) < threshold)
-    return torch.where(take_other, other, near)
 
 
 @contextmanager

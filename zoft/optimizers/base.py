@@ -105,9 +105,11 @@ class ZOOptimizer(Config):
         """What a step measures."""
         if self.estimator == "derivative":
             return Plan((), True, True, self.trials)
+        rule = self.tuner.step_rule if self.tuner is not None else None
+        examples = rule is not None and rule.by_example
         if self.estimator == "one-sided":
-            return Plan((1,), True, False, self.trials)
-        return Plan((1, -1), self.needs_loss_zero, False, self.trials)
+            return Plan((1,), True, False, self.trials, examples)
+        return Plan((1, -1), self.needs_loss_zero, False, self.trials, examples)
 
     @property
     def forwards(self) -> int:
@@ -139,6 +141,13 @@ class ZOOptimizer(Config):
         """What multiplies the learning rate in the step of ``probes``: 1 without a step-size head."""
         rule = self.tuner.step_rule if self.tuner else None
         return rule.rate(state, probes) if rule is not None else 1.0
+
+    def weigh(self, state: State, probes: Sequence[Probe]) -> Sequence[Probe]:
+        """The probes as the update sees them: with the slopes that a step-size head makes of them, else as they are."""
+        rule = self.tuner.step_rule if self.tuner else None
+        if self.tuner is None or rule is None:
+            return probes
+        return rule.weigh(state, probes, self.tuner.batch_size)
 
     def epsilon_at(self, step: int) -> float:
         """The perturbation scale ε of a step."""

@@ -9,11 +9,13 @@ a causal or masked language model.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor, nn
+
+from zoft.objective import Objective
 
 #: What a task may be used for. Fixed in code, so that no figure is ever reported on a task that
 #: something was chosen on (meta-training learns on it, development chooses on it, held-out reports).
@@ -137,3 +139,9 @@ class TextTask(ABC):
     @abstractmethod
     def examples(self, split: str) -> list[Example]:
         """All examples of ``split`` (one of :data:`SPLITS`), the same at every call."""
+
+
+def objective_on(task: Task, model: nn.Module, batches: Sequence[Any]) -> Objective:
+    """A step's objective on a task, with the losses of its examples where the task gives them (``losses``)."""
+    held = getattr(task, "held", False)
+    return Objective(model, task.loss, batches, held, getattr(task, "losses", None))

@@ -90,4 +90,4 @@ class BoundTuner:
         plus, minus = sum(p.loss_plus for p in probes) / count, sum(p.loss_minus for p in probes) / count
         state[LOSSES].copy_(torch.tensor([plus, minus]))
         if self.step_rule is not None:
-            self.step_rule.end(state, probes)
+            self.step_rule.end(state, probes, self.batch_size)
