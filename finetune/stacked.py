@@ -18,7 +18,8 @@ import torch
 from finetune.compare_run import BenchFactory, Runner, make_runner
 from finetune.processes import Record
 from finetune.run_spec import RunSpec, with_course
-from finetune.stack_run import CannotStack, Stack, StackBench, method_name
+from finetune.stack_bench import CannotStack, StackBench
+from finetune.stack_run import Stack, method_name
 
 
 def group_of(spec: RunSpec) -> str:

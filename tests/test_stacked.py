@@ -17,7 +17,8 @@ from finetune.compare import compare
 from finetune.compare_run import GIVE_UP, Runner, language_model_bench
 from finetune.processes import Record
 from finetune.run_spec import NOT_FINITE, Bench, RunSpec, TunerSource
-from finetune.stack_run import CannotStack, Stack, StackBench
+from finetune.stack_bench import CannotStack, StackBench
+from finetune.stack_run import Stack
 from finetune.stacked import InStacks, Stacker, group_of
 from tests.models import build, mlp
 from tests.test_compare import config, quiet, records
@@ -36,6 +37,7 @@ from zoft.tasks.encoding import collate
 from zoft.tasks.lm import LMTask
 from zoft.tasks.table import ExampleTable
 from zoft.tuner import Tuner
+from zoft.tuner.step_rule import StepRuleConfig
 
 CAUSAL = [family for family in (*FAMILIES, *MORE_FAMILIES) if family not in MASKED_FAMILIES]
 STACKABLE = [name for name, method in OPTIMIZERS.items() if method.stacks is not None and name != "zo-finetuner"]
@@ -115,6 +117,25 @@ def test_tuners_and_their_controls_share_a_stack(bench: Bench) -> None:
     assert len({record["validation_loss"] for record in both(bench, specs)}) == len(specs)
 
 
+def test_a_step_size_head_by_examples_sees_each_runs_own(bench: Bench, tmp_path: Path) -> None:
+    shipped = Tuner.from_pretrained(SHIPPED)
+    rule = StepRuleConfig(kind="gauss-newton", damping=1.0, decay=0.8)
+    Tuner(shipped.config.model_copy(update={"step_rule": rule}), shipped.network).structured(
+        shipped.structure
+    ).save_pretrained(tmp_path / "headed")
+    headed = [source(bench, control, folder=str(tmp_path / "headed")) for control in (None, "untrained", "permuted")]
+    usage = {"directions": 3, "estimator": "one-sided", "schedule": "linear"}
+    specs = [
+        one(bench, optimizer="zo-finetuner", tuner=tuner, hyper=usage, lr=lr, forwards=20, seed=at)
+        for at, (tuner, lr) in enumerate(zip(headed, (0.5, 0.2, 1.0), strict=True))
+    ]
+    specs.append(one(bench, optimizer="mezo", hyper=usage, forwards=20))
+    specs.append(replace(specs[0], lr=1e38))
+    alone = both(bench, specs)
+    assert len({record["validation_loss"] for record in alone}) == len(specs)
+    assert alone[-1]["diverged"]
+
+
 def test_a_tuner_scales_the_directions_of_other_methods_too(bench: Bench) -> None:
     both(bench, [one(bench, optimizer=name, tuner=source(bench)) for name in ("hizoo",)])
     both(bench, [one(bench, optimizer=name, tuner=source(bench)) for name in ("hizoo-l",)])
@@ -148,7 +169,7 @@ def test_a_skipped_step_changes_nothing_of_a_run(bench: Bench) -> None:
     def spoiled(rows: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         calls.append(rows)
         found = losses(rows, batch)
-        return torch.where(torch.tensor([True, False]), math.nan, found) if len(calls) == 2 * at else found
+        return torch.where(torch.tensor([[True], [False]]), math.nan, found) if len(calls) == 2 * at else found
 
     stack._losses = spoiled  # type: ignore[method-assign]
     first, second = stack.records()
