@@ -18,7 +18,7 @@ from meta_train.lookahead import LearnedStep, Lookahead, look_ahead, restored
 from meta_train.meta_gradient import closed_form, into_networks
 from meta_train.moments import Moments, model_bytes
 from meta_train.network_optimizer import NetworkOptimizer
-from meta_train.parts import learned_parts
+from meta_train.parts import learned_parts, recommended_rate
 from meta_train.report import Reporter
 from meta_train.signal import BatchGradients, Signal, batch_gradients
 from meta_train.signal_scales import SignalScales
@@ -32,7 +32,7 @@ from zoft.step import uninterrupted
 from zoft.tasks.base import Task
 from zoft.tuner.artifact import Tuner
 from zoft.tuner.bound import BoundTuner
-from zoft.tuner.config import CONSTANT, Recommended
+from zoft.tuner.config import Recommended
 
 Resume = bool | Literal["auto"]
 
@@ -361,11 +361,8 @@ class _Run:
                 "model_bytes": model_bytes(self.blocks),
                 "edge_lr": parts.edge,
             }
-        # A mean over n directions has an n-th of the variance, which is what limits the rate; and a rate that falls to
-        # 0 is half of its first value in the mean.
-        longer = config.recommended_directions * (1 if config.recommended_schedule == CONSTANT else 2)
         recommended = Recommended(
-            lr=config.recommended_lr or parts.edge / 4 * longer,
+            lr=config.recommended_lr or recommended_rate(config, parts),
             epsilon=config.epsilon,
             batch_size=config.batch_size,
             directions=config.recommended_directions,

@@ -17,8 +17,13 @@ from zoft.noise import get_noise
 from zoft.perturb import Perturber
 from zoft.step import State
 from zoft.tuner.bound import BoundTuner
+from zoft.tuner.config import CONSTANT
 from zoft.tuner.step_rule import StepRuleConfig
 from zoft.tuner.structure import Structure, described
+
+#: The learning rate of the step-size head gauss-newton, which has no units: between 0.6 and 1 was best or nearly so on
+#: development tasks of three bases, with eight directions and a rate that falls to 0 (docs/learning.md).
+GAUSS_NEWTON_RATE = 0.8
 
 
 class FinishedRun(Protocol):
@@ -63,6 +68,16 @@ def learned_parts(run: FinishedRun) -> LearnedParts:
     structure = _structure(run, plain.edge) if run.moments is not None else None
     mine = _measured(run, structure, learned=True)
     return LearnedParts(structure, _step_rule(config, mine), run.lookahead_lr * mine.edge / plain.edge)
+
+
+def recommended_rate(config: MetaTrainConfig, parts: LearnedParts) -> float:
+    """The learning rate to recommend where none is given."""
+    if parts.rule is not None and parts.rule.by_example:
+        return GAUSS_NEWTON_RATE
+    # A mean over n directions has an n-th of the variance, which is what limits the rate; and a rate that falls to
+    # 0 is half of its first value in the mean.
+    longer = config.recommended_directions * (1 if config.recommended_schedule == CONSTANT else 2)
+    return parts.edge / 4 * longer
 
 
 def _step_rule(config: MetaTrainConfig, measured: Measured) -> StepRuleConfig | None:

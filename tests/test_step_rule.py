@@ -133,7 +133,7 @@ def test_a_kind_has_its_own_settings_only() -> None:
 def test_meta_training_measures_the_slopes_of_its_tasks() -> None:
     model = Bowl(3.0)
     task = FunctionTask("bowl", [None], lambda model, batch: model.loss())
-    rule = meta_train(model, [task], MetaTrainConfig(steps=2, lookahead_lr=1e-4)).config.step_rule
+    rule = meta_train(model, [task], MetaTrainConfig(steps=2, lookahead_lr=1e-4, step_size="slopes")).config.step_rule
     assert rule is not None
     # |g|² = 900, and c is N(0, |g|²) along a direction of norm² 100.
     assert rule.slope == pytest.approx(30, rel=0.6)
