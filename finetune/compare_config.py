@@ -127,10 +127,12 @@ class CompareConfig(Config):
         "search", description="Search each method's best lr on each task, or take the one in `lrs`."
     )
     lrs: dict[str, float] = Field({}, description="With lr_mode fixed: the learning rate of every method, by label.")
-    lr_start: float = Field(5e-4, gt=0, description="Where the search for the learning rate begins.")
-    lr_reach: int = Field(
-        20, ge=4, description="The grid reaches at most so many factors of √2 to either side of lr_start."
+    lr_start: float = Field(
+        5e-4,
+        gt=0,
+        description="Where the search for the learning rate begins; a tuner's begins at the one it recommends.",
     )
+    lr_reach: int = Field(20, ge=4, description="Factors of √2 that a search may go to either side of where it begins.")
     seeds: int = Field(5, ge=1, le=SELECTION_OFFSET, description="Number of seeds that are reported.")
     selection_seeds: int = Field(2, ge=1, description="Number of other seeds, which the learning rate is chosen on.")
     seed: int = Field(0, ge=0, description="The first reported seed.")

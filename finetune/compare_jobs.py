@@ -139,7 +139,7 @@ class Jobs:
             reach,
             lambda index: self.specs(method, tasks, grid_lr(start, index), forwards, False),
             score,
-            nearest_index(start, method.begin, reach) if method.begin is not None else 0,
+            nearest_index(start, method.begin) if method.begin is not None else 0,
         )
 
 

@@ -62,9 +62,9 @@ def grid_lr(start: float, index: int) -> float:
     return float(start * LR_RATIO**index)
 
 
-def nearest_index(start: float, lr: float, reach: int) -> int:
-    """The grid index of the learning rate nearest to ``lr``, within ±reach."""
-    return max(-reach, min(reach, round(math.log(lr / start, LR_RATIO))))
+def nearest_index(start: float, lr: float) -> int:
+    """The grid index of the learning rate nearest to ``lr``."""
+    return round(math.log(lr / start, LR_RATIO))
 
 
 def search_grid(reach: int, first: int = 0) -> Generator[list[int], Mapping[int, float], Search]:
@@ -74,7 +74,7 @@ def search_grid(reach: int, first: int = 0) -> Generator[list[int], Mapping[int,
     with the best until none is missing. A loss that is not finite counts as infinite.
 
     Args:
-        reach: indices beyond ±reach are not tried.
+        reach: indices beyond ``first`` ± reach are not tried.
         first: where to begin; the search goes as far as it must.
 
     Yields:
@@ -85,7 +85,7 @@ def search_grid(reach: int, first: int = 0) -> Generator[list[int], Mapping[int,
     for stride, points in STAGES:
         while True:
             around = range(best - stride * points, best + stride * points + 1, stride)
-            wanted = [index for index in around if abs(index) <= reach and index not in values]
+            wanted = [index for index in around if abs(index - first) <= reach and index not in values]
             if not wanted:
                 break
             found = yield wanted
