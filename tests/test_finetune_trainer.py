@@ -30,6 +30,8 @@ from zoft.objective import Objective
 from zoft.runs.folder import claim
 from zoft.tasks.dataset import load_dataset_task
 from zoft.tasks.lm import LMTask
+from zoft.tuner import NetworkConfig, Tuner
+from zoft.tuner.step_rule import StepRuleConfig
 
 
 def rows(count: int = 12) -> list[dict[str, Tensor]]:
@@ -101,6 +103,34 @@ def test_the_training_step_is_the_optimizers_step(accumulate: int, tmp_path: Pat
     assert all(parameter.grad is None for parameter in trained.parameters())
     assert isinstance(trainer._zeroth_order, ZerothOrder)
     assert trainer.forwards == 4 * 2
+
+
+def test_a_step_size_head_by_examples_sees_them_where_the_trainer_knows_them(tmp_path: Path) -> None:
+    """A Trainer's own loss is a mean over the batch; a subclass may give the losses of the examples."""
+
+    def losses(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
+        tokens = torch.nn.functional.cross_entropy(
+            model(batch["input_ids"]).logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), reduction="none"
+        )
+        return tokens.view(len(batch["labels"]), -1).mean(1)
+
+    for known in (True, False):
+        model = tiny_model("llama")
+        plain = Tuner.untrained(model, NetworkConfig(hidden=4))
+        rule = StepRuleConfig(kind="gauss-newton", damping=1.0)
+        tuner = Tuner(plain.config.model_copy(update={"step_rule": rule}), plain.network).bind(model)
+        with _global_generators_kept():
+            trainer = ZOTrainer(
+                model,
+                arguments(tmp_path, max_steps=1),
+                train_dataset=rows(16),
+                zo_method=get_optimizer("mezo", lr=0.1, tuner=tuner),
+            )
+            if known:
+                trainer.zo_losses = losses
+            trainer.train()
+        assert trainer.last is not None
+        assert [(len(p.curvature), p.by_batch) for p in trainer.last.probes] == [(1, not known)]
 
 
 def test_the_mixin_takes_the_subclass_and_its_callbacks_and_schedule(tmp_path: Path) -> None:

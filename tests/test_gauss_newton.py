@@ -221,7 +221,27 @@ def test_losses_that_are_not_one_an_example_are_refused() -> None:
     model = Logistic()
     optimizer = zoft.ZerothOrder(model, "mezo", tuner=ruled(model).bind(model), lr=0.5)
     with pytest.raises(UsageError, match="not one value an example"):
-        optimizer.step_on(Objective(model, loss, [torch.arange(4)], losses=loss))
+        optimizer.step_on(Objective(model, loss, [torch.arange(4)], losses=lambda m, rows: losses(m, rows).view(2, 2)))
+
+
+def test_a_closure_may_return_the_losses_of_its_examples() -> None:
+    """Then a step sees them apart; and for other methods it is their mean."""
+    rows, ends = torch.arange(16), {}
+    for by_example in (True, False):
+        for tuned in (True, False):
+            model = Logistic()
+            tuner = ruled(model).bind(model) if tuned else None
+            optimizer = zoft.ZerothOrder(model, "mezo", tuner=tuner, lr=0.5, directions=2, seed=2)
+            optimizer.step(lambda m=model, each=by_example: losses(m, rows) if each else loss(m, rows))
+            ends[by_example, tuned] = model.theta.tolist()
+            assert optimizer.last is not None
+            assert [probe.by_batch for probe in optimizer.last.probes] == [tuned and not by_example] * 2
+    whole = Logistic()
+    zoft.ZerothOrder(whole, "mezo", tuner=ruled(whole).bind(whole), lr=0.5, directions=2, seed=2).step_on(
+        objective(whole, [rows])
+    )
+    assert ends[True, True] == whole.theta.tolist() != ends[False, True]
+    assert ends[True, False] == pytest.approx(ends[False, False], rel=1e-9)
 
 
 def lm_loss(model: nn.Module) -> Tensor:

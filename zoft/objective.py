@@ -16,8 +16,8 @@ from zoft.errors import UsageError
 #: A loss (a scalar tensor, computed in float32 or wider) or any metric (a float) to be minimised.
 LossFunction = Callable[[nn.Module, Any], Tensor | float]
 
-#: The losses of a batch's examples, [B], whose mean is the loss.
-ExampleLosses = Callable[[nn.Module, Any], Tensor]
+#: The losses of a batch's examples, [B], whose mean is the loss; or that mean alone, where there are none.
+ExampleLosses = Callable[[nn.Module, Any], Tensor | float]
 
 
 @contextmanager
@@ -128,11 +128,11 @@ class Objective:
 class ExamplesApart:
     """An objective whose examples' losses are kept apart.
 
-    A batch whose examples' losses cannot be had counts as one example.
+    A batch whose examples' losses cannot be had, or are one value, counts as one example.
 
     Attributes:
         held: the objective's.
-        by_batch: whether batches stand in for examples.
+        by_batch: whether batches stood in for examples when it was called last.
     """
 
     def __init__(self, objective: Objective, losses: ExampleLosses | None) -> None:
@@ -150,12 +150,13 @@ class ExamplesApart:
         of = self._objective
         of.calls += 1
         with torch.inference_mode(), evaluating(of.model):
-            if self._losses is None:
-                return [torch.tensor([_scalar(of.loss(of.model, batch))], dtype=torch.float64) for batch in of.batches]
-            values = [self._losses(of.model, batch) for batch in of.batches]
-        if not all(isinstance(value, Tensor) and value.ndim == 1 and len(value) for value in values):
+            values = [(self._losses or of.loss)(of.model, batch) for batch in of.batches]
+        self.by_batch = any(not isinstance(value, Tensor) or value.ndim == 0 for value in values)
+        if self.by_batch:
+            return [torch.tensor([_scalar(value)], dtype=torch.float64) for value in values]
+        if not all(value.ndim == 1 and len(value) for value in values if isinstance(value, Tensor)):
             raise UsageError("the losses of a batch are not one value an example", "Return a tensor of shape [B].")
-        return [value.detach().double().cpu() for value in values]
+        return [value.detach().double().cpu() for value in values if isinstance(value, Tensor)]
 
 
 class _Caller(nn.Module):

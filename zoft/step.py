@@ -243,7 +243,8 @@ def _measure(
 ) -> tuple[Probe, ...]:
     plan, epsilon = method.plan_at(key.step), method.epsilon_at(key.step)
     keys = [key._replace(draw=draw) for draw in range(method.directions)]
-    evaluate: Callable[[], Any] = objective.apart if plan.examples else objective
+    apart = objective.apart
+    evaluate: Callable[[], Any] = apart if plan.examples else objective
     found: list[Any] = [evaluate()] if plan.zero and not plan.derivative else []
     for at in keys:
         if plan.derivative:
@@ -263,7 +264,7 @@ def _measure(
     if not plan.examples:
         return probes
     rows = [found[at : at + len(keys)] for at in range(count, len(found), len(keys))]
-    return tuple(with_curvature(probes, rows, objective.apart.by_batch))
+    return tuple(with_curvature(probes, rows, apart.by_batch))
 
 
 def with_curvature(probes: Sequence[Probe], matrix: Sequence[Sequence[float]], by_batch: bool = False) -> list[Probe]:

@@ -24,7 +24,7 @@ def objective_of(closure: Closure, model: nn.Module, blocks: Blocks) -> Objectiv
     """The closure's loss as an objective.
 
     Its call raises a UsageError where the closure backpropagates, or gives a loss that carries gradients or
-    is not one number.
+    is neither one number nor one for every example.
     """
 
     def loss(model: nn.Module, batch: None) -> Tensor | float:
@@ -55,7 +55,11 @@ def objective_of(closure: Closure, model: nn.Module, blocks: Blocks) -> Objectiv
             )
         return value
 
-    return Objective(model, loss, [None])
+    def mean(model: nn.Module, batch: None) -> Tensor | float:
+        value = loss(model, batch)
+        return value.mean() if isinstance(value, Tensor) and value.ndim == 1 else value
+
+    return Objective(model, mean, [None], losses=loss)
 
 
 def check_same_twice(objective: Objective) -> None:

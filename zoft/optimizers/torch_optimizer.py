@@ -145,8 +145,9 @@ class ZerothOrder(torch.optim.Optimizer):
         """One step.
 
         Args:
-            closure: computes the loss of the step's batch, without backpropagation. It is called once
-                for every forward of the method and must give the same value at the same parameters.
+            closure: computes the loss of the step's batch, without backpropagation: one number, or the losses of
+                the batch's examples [B], of which it is the mean. It is called once for every forward of the
+                method and must give the same value at the same parameters.
 
         Returns:
             Mean of the losses at θ ± εz (see :attr:`last` for all measurements).
