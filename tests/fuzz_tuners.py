@@ -396,10 +396,11 @@ class Fuzzer:
         self.model = build(TiedLM)
         plain = Tuner.untrained(self.model, NetworkConfig(hidden=8, init="linear"), base_model_name_or_path="user/base")
         plain.provenance = {"tasks": ["one", "two"], "config": {"steps": 3}, "curve": [[1, 0.5, 0.25]] * 20}
-        structures = (None, structure_for(self.model, "scales"), structure_for(self.model, "low-rank", rank=2))
-        #: The files of valid tuners, one without and two with a structure, and what they compute with.
+        structures = (None, structure_for(self.model, "scales"), structure_for(self.model, "low-rank", rank=2), None)
+        #: The files of valid tuners, two without and two with a structure, and what they compute with.
         self.folders = []
-        rules = (None, StepRuleConfig(curvature=300.0), StepRuleConfig(kind="slopes", slope=7.0))
+        gauss_newton = StepRuleConfig(kind="gauss-newton", damping=2.0)
+        rules = (None, StepRuleConfig(curvature=300.0), StepRuleConfig(kind="slopes", slope=7.0), gauss_newton)
         for structure, rule in zip(structures, rules, strict=True):
             tuner = plain.structured(structure)
             tuner.config = tuner.config.model_copy(update={"step_rule": rule})
