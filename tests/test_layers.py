@@ -19,6 +19,8 @@ LEVELS = {
     "zoft.noise": 0,
     "zoft.lazy": 0,
     "zoft.philox": 0,
+    "zoft.curvature": 0,
+    "zoft.rounding": 1,
     "zoft.names": 1,
     "zoft.hub_errors": 1,
     "zoft.perturb": 1,

@@ -243,8 +243,8 @@ def _measure(
 ) -> tuple[Probe, ...]:
     plan, epsilon = method.plan_at(key.step), method.epsilon_at(key.step)
     keys = [key._replace(draw=draw) for draw in range(method.directions)]
-    apart = objective.apart
-    evaluate: Callable[[], Any] = apart if plan.examples else objective
+    apart = objective.apart if plan.examples else None
+    evaluate: Callable[[], Any] = objective if apart is None else apart
     found: list[Any] = [evaluate()] if plan.zero and not plan.derivative else []
     for at in keys:
         if plan.derivative:
@@ -254,14 +254,14 @@ def _measure(
         for shift.sign in plan.sides:
             found.append(perturber.evaluate(shift, evaluate))
     count = len(found)
-    if plan.examples:
+    if apart is not None:
         matrix = along_directions(plan, found, epsilon, len(keys))
         found = [sum(float(batch.mean()) for batch in losses) / len(losses) for losses in found]
         found += matrix.flatten().tolist()
     if reduce is not None:
         found = reduce(found)
     probes = _probes(plan, keys, epsilon, found[:count])
-    if not plan.examples:
+    if apart is None:
         return probes
     rows = [found[at : at + len(keys)] for at in range(count, len(found), len(keys))]
     return tuple(with_curvature(probes, rows, apart.by_batch))
