@@ -83,11 +83,17 @@ class TunerSource:
         """The tuner; ``model`` must be at its initial weights.
 
         Raises:
-            UsageError: there is no such control of it.
+            UsageError: there is no such control of it, or it is another one than when the digest was taken: a run
+                would be recorded under the name of a tuner that it did not have.
         """
         made = self.made(model)
         if isinstance(made, str):
             raise UsageError(f"{self.folder} has no control {self.control}: {made}", "Leave it out.")
+        if self.digest and made.digest != self.digest:
+            raise UsageError(
+                f"the tuner {self.folder} has changed while it was being compared",
+                "Leave its files alone until the comparison is done, and start that again.",
+            )
         return made
 
 

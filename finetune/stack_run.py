@@ -18,6 +18,7 @@ from finetune.processes import Record
 from finetune.run_spec import RunSpec, record_of, with_course
 from finetune.stack_bench import CannotStack, Split, StackBench
 from zoft.blocks import Block, Blocks
+from zoft.curvature import PartLosses
 from zoft.errors import UsageError
 from zoft.noise import Key, Span, get_noise
 from zoft.objective import evaluating
@@ -64,6 +65,7 @@ class Stack:
         self._noise = StackedNoise(noise, self._layout, [spec.seed for spec in specs], self._whole)
         self._model = self._stacked_model(model)
         self._rules = [tuner.step_rule if tuner is not None else None for tuner in tuners]
+        self._by_example = any(rule is not None and rule.by_example for rule in self._rules)
         self._rule_states = [rule.init() if rule is not None else {} for rule in self._rules]
         self._start = self._initial_row()
         self._theta = self._start.repeat(len(specs), 1)
@@ -207,11 +209,16 @@ class Stack:
             shift = self._direction(noises).mul_(epsilon)
             values += [self._losses(self._theta.add(shift, alpha=side), batch) for side in plan.sides]
             drawn.append(noises)
-        measured = torch.stack([losses.mean(1).double() for losses in values])
+        parts = [[PartLosses.of(own) for own in losses] for losses in values] if self._by_example else []
+        if self._by_example:
+            measured = torch.tensor([[own.mean for own in losses] for losses in parts], dtype=torch.float64)
+            measured = measured.to(self._device)
+        else:
+            measured = torch.stack([losses.mean(1).double() for losses in values])
         probes = [self._probes(own, keys, epsilon, Probe) for own in measured.T.tolist()]
         for at, rule in enumerate(self._rules):
             if rule is not None and rule.by_example:
-                matrix = along_directions(plan, [[own[at].double().cpu()] for own in values], epsilon, len(keys))
+                matrix = along_directions(plan, [[own[at]] for own in parts], epsilon, len(keys))
                 probes[at] = with_curvature(probes[at], matrix.tolist())
         finite = [_finite(own) for own in probes]
         for at, fine in enumerate(finite):
@@ -233,7 +240,7 @@ class Stack:
 
     def _weighed(self, stacked: Sequence[Probe], probes: Sequence[Sequence[Probe]]) -> Sequence[Probe]:
         """The probes of all runs with the slopes that the step-size heads make of each run's own."""
-        if not any(rule is not None and rule.by_example for rule in self._rules):
+        if not self._by_example:
             return stacked
         weighed = [
             rule.weigh(state, own, self._first.batch_size) if rule is not None and _finite(own) else own
@@ -261,9 +268,11 @@ class Stack:
         return rows if self._whole else self._layout.of(rows, block).flatten(1)
 
     def _losses(self, rows: Tensor, batch: dict[str, Tensor]) -> Tensor:
-        """The loss of every run's examples, float32 [runs, examples]."""
+        """The losses of every run's examples, float32 [runs, examples]; or what they are means of (``part_losses``)."""
         self._model.use(rows)
-        return self._task.losses(self._model.model, batch).view(len(self._specs), -1)
+        of = self._task.part_losses if self._by_example else self._task.losses
+        losses = of(self._model.model, batch)
+        return losses.view(len(self._specs), -1, *losses.shape[1:])
 
     def _probes(self, values: Sequence[Any], keys: Sequence[Key], epsilon: float, kind: type[Probe]) -> list[Probe]:
         """What was measured along each direction: of one run, or with tensors [runs, 1] of all."""

@@ -106,7 +106,7 @@ class TaskTrainer(TaskTraining, ZOTrainer):
     def __init__(self, model: nn.Module, args: TrainingArguments, *, task: Task, **kwargs: Any) -> None:
         super().__init__(model, args, task=task, **kwargs)
         self.zo_held, self.zo_discrete = getattr(task, "held", False), getattr(task, "discrete", False)
-        self.zo_losses = getattr(task, "losses", None)
+        self.zo_losses = getattr(task, "part_losses", None)
 
     def step_values(self) -> dict[str, float]:
         """What the latest step measured."""

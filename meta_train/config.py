@@ -157,7 +157,7 @@ class MetaTrainConfig(Config):
         "float16", description="How the structure is stored: half the bytes, or exactly."
     )
     step_size: Literal["none", "curvature", "slopes", "gauss-newton"] = Field(
-        "gauss-newton",
+        "slopes",
         description="Step-size head: none, or a learning rate that follows the curvature measured by an occasional"
         " third forward, the slopes that are measured anyway, or the losses of the single examples.",
     )

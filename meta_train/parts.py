@@ -21,9 +21,9 @@ from zoft.tuner.config import CONSTANT
 from zoft.tuner.step_rule import StepRuleConfig
 from zoft.tuner.structure import Structure, described
 
-#: The learning rate of the step-size head gauss-newton, which has no units: between 0.6 and 1 was best or nearly so on
-#: development tasks of three bases, with eight directions and a rate that falls to 0 (docs/learning.md).
-GAUSS_NEWTON_RATE = 0.8
+#: The learning rate of the step-size head gauss-newton, which has no units: best or nearly so on development tasks of
+#: three bases, with eight directions and a rate that falls to 0 (docs/learning.md).
+GAUSS_NEWTON_RATE = 1.0
 
 
 class FinishedRun(Protocol):

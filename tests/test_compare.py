@@ -263,15 +263,14 @@ def test_all_stands_for_every_method_that_needs_no_tuner_and_is_not_named(tmp_pa
 def test_the_example_configurations_are_of_tasks_with_the_right_role_and_lack_no_learning_rate() -> None:
     folder = Path(__file__).parents[1] / "finetune" / "configs"
     files = [file for file in sorted(folder.glob("*.yaml")) if file.read_text().startswith("# zoft compare ")]
-    comparisons = ["candidates", "development", "methods", "mezo-tuned", "one-rate", "quick"]
+    comparisons = ["candidates", "development", "methods", "one-rate", "quick"]
     assert [file.stem for file in files] == [*(f"compare-{name}" for name in comparisons), "demo"]
     for file in files:
         assert file.read_text().splitlines()[0] == f"# zoft compare --config finetune/configs/{file.name}"
         made = CompareConfig.load(file)
         for name in with_all(made.optimizers):
             assert get_optimizer(MethodEntry.parse(name).name, **with_course(hyper(name))[0])
-        held_out = ("compare-one-rate", "compare-mezo-tuned", "demo")
-        role = "held-out" if file.stem in held_out else "development"
+        role = "held-out" if file.stem in ("compare-one-rate", "demo") else "development"
         assert {TASKS[task].role for task in made.tasks} == {role}
         if made.lr_mode == "fixed":
             controls = made.controls or ["untrained"]

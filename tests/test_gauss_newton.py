@@ -15,11 +15,15 @@ from torch.nn import functional as F
 import zoft
 from tests.models import TiedLM, build
 from zoft.blocks import Block
-from zoft.curvature import damped_step, example_weights, gauss_newton
+from zoft.curvature import PartLosses, damped_step, gauss_newton, margin_curvature
 from zoft.errors import UsageError
+from zoft.models import load_model
 from zoft.noise import GaussianTable, Key, Span
 from zoft.objective import Objective
 from zoft.step import Probe
+from zoft.tasks import get_task
+from zoft.tasks.base import objective_on
+from zoft.tasks.lm import LMTask
 from zoft.tuner import NetworkConfig, Tuner
 from zoft.tuner.step_rule import StepRuleConfig
 
@@ -66,29 +70,78 @@ def objective(model: Logistic, batches: Sequence[Tensor], by_example: bool = Tru
     return Objective(model, loss, batches, losses=losses if by_example else None)
 
 
-def test_where_every_example_has_one_margin_the_matrix_is_the_hessian() -> None:
-    model = Logistic(dimensions=12)
-    theta = torch.linspace(-1, 1, 12, dtype=torch.float64)
-    rows, directions = torch.arange(64), torch.randn(5, 12, generator=torch.Generator().manual_seed(1)).double()
-
-    def mean(theta: Tensor) -> Tensor:
-        return F.softplus(-model.y[rows] * (model.x[rows] @ theta)).mean()
-
-    hessian = torch.autograd.functional.hessian(mean, theta)
+def test_where_every_example_has_one_margin_the_matrix_is_the_hessian_or_above_it() -> None:
+    """Against autograd: of examples that are right the same, of all at least that."""
+    model, theta = Logistic(dimensions=12), torch.linspace(-1, 1, 12, dtype=torch.float64)
     with torch.no_grad():
         model.theta.copy_(theta)
-    values = model.losses(rows).detach()
-    slopes = torch.autograd.functional.jacobian(
-        lambda theta: F.softplus(-model.y[rows] * (model.x[rows] @ theta)), theta
-    )
-    found = gauss_newton([(values, directions @ slopes.mT)])
+    directions = torch.randn(5, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    every = torch.arange(64)
+    right = every[model.losses(every) <= math.log(2)]
+    assert 10 < len(right) < 54
+
+    def along(rows: Tensor) -> tuple[Tensor, Tensor]:
+        def each(theta: Tensor) -> Tensor:
+            return F.softplus(-model.y[rows] * (model.x[rows] @ theta))
+
+        hessian = torch.autograd.functional.hessian(lambda theta: each(theta).mean(), theta)
+        slopes = directions @ torch.autograd.functional.jacobian(each, theta).mT
+        weights = torch.full((len(rows),), 1 / len(rows), dtype=torch.float64)
+        return gauss_newton(each(theta), slopes, weights), directions @ hessian @ directions.mT
+
+    found, hessian = along(right)
+    assert torch.allclose(found, hessian, rtol=1e-9)
+    found, hessian = along(every)
+    assert float(torch.linalg.eigvalsh(found - hessian).min()) > 0
+
+
+def test_wrong_examples_have_the_largest_curvature_on_their_way() -> None:
+    """w·(1 − p)² is p·(1 − p) from p = ½ on, and ¼ before; and no loss is so small that its weight is infinite."""
+    right = torch.tensor([1e-30, 0.02, 0.3, 0.5, 0.9, 0.999], dtype=torch.float64)
+    weights = margin_curvature(-right.log())
+    on_the_way = torch.where(right < 0.5, 0.25, right * (1 - right))
+    assert torch.allclose(weights * (1 - right).square(), on_the_way, rtol=1e-9)
+    assert margin_curvature(torch.zeros(1, dtype=torch.float64)).tolist() == pytest.approx([1e6 - 1], rel=1e-6)
+
+
+def test_where_an_example_has_several_tokens_each_is_a_part_of_its_own() -> None:
+    """G against autograd's Hessian of a mean over examples of means over tokens, each with a margin of its own."""
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(3, 4, 6, generator=generator, dtype=torch.float64)
+    counts, theta = [4, 1, 2], torch.linspace(-1, 1, 6, dtype=torch.float64)
+    x *= (x @ theta).sign()[..., None]  # all are right, and G is the Hessian
+    missing = torch.arange(4) >= torch.tensor(counts)[:, None]
+    directions = torch.randn(5, 6, generator=generator, dtype=torch.float64)
+
+    def tokens(theta: Tensor) -> Tensor:
+        return F.softplus(-(x @ theta))
+
+    def mean(theta: Tensor) -> Tensor:
+        rows = tokens(theta)
+        return torch.stack([row[:count].mean() for row, count in zip(rows, counts, strict=True)]).mean()
+
+    parts = PartLosses.of(tokens(theta).masked_fill(missing, -math.inf))
+    assert len(parts.values) == sum(counts)
+    assert parts.mean == pytest.approx(float(mean(theta)), rel=1e-12)
+    slopes = torch.autograd.functional.jacobian(tokens, theta)[~missing]
+    hessian = torch.autograd.functional.hessian(mean, theta)
+    found = gauss_newton(parts.values, directions @ slopes.mT, parts.weights)
     assert torch.allclose(found, directions @ hessian @ directions.mT, rtol=1e-9)
+    lost = PartLosses.of(torch.tensor([[1.0, math.nan], [2.0, -math.inf]]))
+    assert math.isnan(lost.mean)
 
 
-def test_weights_stay_in_their_range() -> None:
-    weights = example_weights(torch.tensor([0.0, math.log(2), 3.0, 200.0], dtype=torch.float64))
-    expected = [(1 - 1e-6) / 1e-6, 1.0, math.exp(-3) / (1 - math.exp(-3)), 1e-4 / (1 - 1e-4)]
-    assert weights.tolist() == pytest.approx(expected, rel=1e-9)
+@pytest.mark.parametrize("name", ["rewrite-opposite", "review-negation"])
+def test_a_tasks_loss_is_the_mean_of_its_parts(name: str) -> None:
+    loaded = load_model("zoft-base")
+    task = LMTask(get_task(name), loaded.tokenizer)
+    batch = next(task.train_batches(6, 0))
+    with torch.no_grad():
+        parts, whole = task.part_losses(loaded.model, batch), float(task.loss(loaded.model, batch))
+    assert parts.ndim == (2 if task.text_task.kind == "completion" else 1)
+    assert PartLosses.of(parts).mean == pytest.approx(whole, rel=1e-6)
+    values = [part.mean for part in objective_on(task, loaded.model, [batch, batch]).apart()]
+    assert values == pytest.approx([whole, whole], rel=1e-6)
 
 
 def test_a_damped_step_does_not_depend_on_damping_where_all_is_alike() -> None:
@@ -104,7 +157,8 @@ def transcript(
 ) -> tuple[np.ndarray, float]:
     """What the slopes [n] become, from the examples' slopes [n, B] and losses [B]; and T."""
     right = np.exp(-losses)
-    matrix = np.einsum("ib,jb,b->ij", slopes, slopes, right / (1 - right)) / len(losses)
+    weights = np.where(right < 0.5, 0.25 / (1 - right) ** 2, right / (1 - right))
+    matrix = np.einsum("ib,jb,b->ij", slopes, slopes, weights) / len(losses)
     count, mean = history
     keep = min(count / (count + 1), decay)
     mean = keep * mean + (1 - keep) * np.trace(matrix) / len(matrix)
@@ -135,7 +189,7 @@ def test_steps_are_their_formula_in_float64(estimator: str) -> None:
         minus = np.stack([each(theta - epsilon * d) for d in z])
         zero = each(theta) if estimator == "one-sided" else (plus + minus).mean(0) / 2
         slopes = (plus - zero) / epsilon if estimator == "one-sided" else (plus - minus) / (2 * epsilon)
-        promise = zero.mean()
+        promise = zero.mean() / 4
         weighed, mean = transcript(slopes, zero, history, promise, 0.7, 0.6)
         history = (history[0] + 1, mean)
         optimizer.step_on(objective(model, [rows]))
@@ -185,11 +239,11 @@ def ends_below_start(value: float) -> bool:
     return value < 0.69
 
 
-def test_no_step_promises_more_than_the_loss() -> None:
+def test_no_step_promises_more_than_a_quarter_of_the_loss() -> None:
     state = RULE.init()
     flat = [Probe(Key(0, 0), 0.2 + 1e-3, 0.2 - 1e-3, 1e-3, curvature=(1e-6,))]
     (weighed,) = RULE.weigh(state, flat, 16)
-    assert weighed.projected_gradient * flat[0].projected_gradient == pytest.approx(0.2)
+    assert weighed.projected_gradient * flat[0].projected_gradient == pytest.approx(0.2 / 4)
 
 
 def test_the_examples_are_averaged_over_processes() -> None:
@@ -220,8 +274,10 @@ def test_the_examples_are_averaged_over_processes() -> None:
 def test_losses_that_are_not_one_an_example_are_refused() -> None:
     model = Logistic()
     optimizer = zoft.ZerothOrder(model, "mezo", tuner=ruled(model).bind(model), lr=0.5)
-    with pytest.raises(UsageError, match="not one value an example"):
-        optimizer.step_on(Objective(model, loss, [torch.arange(4)], losses=lambda m, rows: losses(m, rows).view(2, 2)))
+    with pytest.raises(UsageError, match="neither one value an example nor one a token"):
+        optimizer.step_on(
+            Objective(model, loss, [torch.arange(4)], losses=lambda m, rows: losses(m, rows).view(2, 2, 1))
+        )
 
 
 def test_a_closure_may_return_the_losses_of_its_examples() -> None:

@@ -225,7 +225,7 @@ def test_biases_only_moves_nothing_else_and_as_mezo_does() -> None:
 
 
 def _saved_source(control: str) -> TunerSource:
-    return TunerSource(None, control, 0, "digest")
+    return TunerSource(None, control)
 
 
 def test_the_untrained_control_is_what_a_seed_gives(tmp_path: Path) -> None:
@@ -456,3 +456,16 @@ def test_an_unknown_schedule_is_refused(tmp_path: Path) -> None:
     values = {"tasks": ["dev"], "optimizers": ["mezo:schedule=steps"], "forwards": 24}
     with pytest.raises(UsageError, match="unknown schedule 'steps'"):
         compare(config(tmp_path, **values), say=quiet, factory=toy_bench)
+
+
+def test_a_tuner_that_changes_during_a_comparison_is_noticed(tmp_path: Path) -> None:
+    """Its runs would be recorded under a digest that they do not have."""
+    folder, model = planted_tuner(tmp_path / "tuner"), toy_bench("", ["dev"]).model
+    before = TunerSource(str(folder), digest=Tuner.from_pretrained(folder).digest)
+    assert before.load(model).digest == before.digest
+    other = Tuner.from_pretrained(folder).network
+    with torch.no_grad():
+        other.out.bias.add_(0.5)
+    Tuner(Tuner.from_pretrained(folder).config, other).save_pretrained(folder)
+    with pytest.raises(UsageError, match="has changed while it was being compared"):
+        before.load(model)

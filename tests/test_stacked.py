@@ -134,6 +134,7 @@ def test_a_step_size_head_by_examples_sees_each_runs_own(bench: Bench, tmp_path:
     alone = both(bench, specs)
     assert len({record["validation_loss"] for record in alone}) == len(specs)
     assert alone[-1]["diverged"]
+    both(bench, [replace(spec, task="question-colour", test=False) for spec in specs[:3]])
 
 
 def test_a_tuner_scales_the_directions_of_other_methods_too(bench: Bench) -> None:

@@ -6,43 +6,75 @@ The mean loss of a batch of B examples has, along the directions z_1 … z_n, th
 
 with g_e the gradient of example e. For a cross-entropy −log p_e the weight follows from the loss alone where the
 example has one margin m_e, log p_e = −log(1 + exp(−m_e)): then g_e = −(1 − p_e)·∇m_e, and the second derivative by the
-margin is p_e·(1 − p_e), so that
+margin is p_e·(1 − p_e). Between there and being right it has the largest value ¼ where p_e < ½, and else the one here:
 
-    w_e = p_e·(1 − p_e) / (1 − p_e)² = p_e / (1 − p_e),    p_e = exp(−L_e).
+    w_e = p_e / (1 − p_e) for p_e ≥ ½,    ¼ / (1 − p_e)² for p_e < ½,    p_e = exp(−L_e).
 
-With more than two candidates, or a mean over an answer's tokens, that is an approximation. The empirical Fisher matrix
-has w_e = 1: of examples that are nearly right it takes too little, by the factor 1 − p_e, so that steps grow without
-bound as a run gets better; of those that are quite wrong it takes too much.
+So G is the Hessian's part through the margins where all examples are right, and bounds it elsewhere. With more than two
+candidates it is an approximation. Where an example's loss is a mean over tokens, e runs over the tokens: slopes of
+opposite signs cancel in a mean, and curvatures do not. The empirical Fisher matrix has w_e = 1: of examples that are
+nearly right it takes too little, by the factor 1 − p_e, so that steps grow without bound as a run gets better.
 
-Sources: Schraudolph, Fast curvature matrix-vector products, Neural Computation 14, 2002 (the matrix); Kunstner et al.,
-arXiv 1905.12558, section 3 (what the empirical Fisher matrix lacks).
+Sources: Schraudolph, Fast curvature matrix-vector products, Neural Computation 14, 2002 (the matrix); Böhning and
+Lindsay, Annals of the Institute of Statistical Mathematics 40, 1988 (the bound ¼); Kunstner et al., arXiv 1905.12558,
+section 3 (what the empirical Fisher matrix lacks). Note: local weights below ½, p/(1 − p), were tried and diverged
+where a first batch had many examples that were quite wrong.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-#: The range that p_e is kept to: beyond it, float32 losses at θ ± εz tell no slope from rounding.
-_LEAST, _MOST = 1e-4, 1 - 1e-6
+#: The largest p_e: beyond it, float32 losses at θ ± εz tell no slope from rounding.
+_MOST = 1 - 1e-6
 
 
-def example_weights(losses: Tensor) -> Tensor:
-    """w = p/(1 − p) with p = exp(−loss) kept to 1e-4 … 1 − 1e-6, of any shape."""
-    right = torch.exp(-losses).clamp(_LEAST, _MOST)
-    return right / (1 - right)
+def margin_curvature(losses: Tensor) -> Tensor:
+    """w, of any shape, with p = exp(−loss) at most 1 − 1e-6."""
+    right = torch.exp(-losses).clamp(max=_MOST)
+    return torch.where(right < 0.5, 0.25 / (1 - right) ** 2, right / (1 - right))
 
 
-def gauss_newton(batches: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """G [n, n] in float64, the mean over the batches of each one's.
+class PartLosses(NamedTuple):
+    """The losses that a batch's loss is a weighted mean of: its examples', or their tokens'.
+
+    Attributes:
+        values: float64 [N].
+        weights: their shares of the mean, float64 [N], which sum to 1.
+    """
+
+    values: Tensor
+    weights: Tensor
+
+    @classmethod
+    def of(cls, losses: Tensor) -> Self:
+        """Of examples' losses [B], or of tokens' losses [B, T] with −∞ where an example has no more of them.
+
+        The loss is the mean over the examples, of tokens the mean over the examples of the means over their tokens.
+        """
+        rows = losses.detach().double().cpu()
+        rows = rows[:, None] if rows.ndim == 1 else rows
+        present = ~rows.isneginf()
+        weights = present.double() / (present.sum(1, keepdim=True) * len(rows))
+        return cls(rows[present], weights[present])
+
+    @property
+    def mean(self) -> float:
+        """The batch's loss."""
+        return float(self.values @ self.weights)
+
+
+def gauss_newton(losses: Tensor, slopes: Tensor, weights: Tensor) -> Tensor:
+    """G [n, n] in float64.
 
     Args:
-        batches: of every batch the examples' losses at θ [B] and their slopes along the directions [n, B].
+        losses, weights: of the parts of the loss, at θ, [N]; the weights are shares of the mean.
+        slopes: of the parts along the directions [n, N].
     """
-    parts = [(slopes * example_weights(losses)) @ slopes.mT / slopes.shape[-1] for losses, slopes in batches]
-    return torch.stack(parts).mean(0)
+    return (slopes * (weights * margin_curvature(losses))) @ slopes.mT
 
 
 def damped_step(matrix: Tensor, slopes: Tensor, mean: float, damping: float) -> Tensor:

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from zoft.curvature import PartLosses
 from zoft.errors import UsageError
 
 #: A loss (a scalar tensor, computed in float32 or wider) or any metric (a float) to be minimised.
 LossFunction = Callable[[nn.Module, Any], Tensor | float]
 
-#: The losses of a batch's examples, [B], whose mean is the loss; or that mean alone, where there are none.
+#: What a batch's loss is a mean of: the losses of its examples [B], or of their tokens [B, T] with −∞ where an example
+#: has no more of them (:class:`zoft.curvature.PartLosses`); or that mean alone, where there is nothing else.
 ExampleLosses = Callable[[nn.Module, Any], Tensor | float]
 
 
@@ -42,7 +44,7 @@ class Objective:
         batches: one batch, or several to accumulate over with equal weight.
         held: whether one evaluation runs the model many times, as generation does. θ + shift is then made
             once for the whole evaluation, at the cost of a copy of θ, instead of once for every forward.
-        losses: the losses of a batch's examples, of which ``loss`` is the mean, where they can be had.
+        losses: what ``loss`` is a mean of, see :data:`ExampleLosses`, where it can be had.
 
     Attributes:
         calls: forward passes so far: one an evaluation, two a derivative.
@@ -139,13 +141,13 @@ class ExamplesApart:
         self._objective, self._losses = objective, losses
         self.held, self.by_batch = objective.held, losses is None
 
-    def __call__(self) -> list[Tensor]:
-        """Of every batch the losses of its examples, float64 [B] on the CPU, without gradients; one forward pass.
+    def __call__(self) -> list[PartLosses]:
+        """Of every batch what its loss is a mean of, on the CPU, without gradients; one forward pass.
 
         The mean over the batches of their means is the objective's value, but for rounding.
 
         Raises:
-            UsageError: a batch's losses are not one value an example.
+            UsageError: a batch's losses are neither one value an example nor one a token.
         """
         of = self._objective
         of.calls += 1
@@ -153,10 +155,13 @@ class ExamplesApart:
             values = [(self._losses or of.loss)(of.model, batch) for batch in of.batches]
         self.by_batch = any(not isinstance(value, Tensor) or value.ndim == 0 for value in values)
         if self.by_batch:
-            return [torch.tensor([_scalar(value)], dtype=torch.float64) for value in values]
-        if not all(value.ndim == 1 and len(value) for value in values if isinstance(value, Tensor)):
-            raise UsageError("the losses of a batch are not one value an example", "Return a tensor of shape [B].")
-        return [value.detach().double().cpu() for value in values if isinstance(value, Tensor)]
+            return [PartLosses.of(torch.tensor([_scalar(value)], dtype=torch.float64)) for value in values]
+        if not all(value.ndim < 3 and value.numel() for value in values if isinstance(value, Tensor)):
+            raise UsageError(
+                "the losses of a batch are neither one value an example nor one a token",
+                "Return a tensor of shape [B], or [B, T].",
+            )
+        return [PartLosses.of(value) for value in values if isinstance(value, Tensor)]
 
 
 class _Caller(nn.Module):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from zoft.blocks import Block, Blocks
-from zoft.curvature import gauss_newton
+from zoft.curvature import PartLosses, gauss_newton
 from zoft.noise import Key, Noise, Span, spans, working_dtype
 from zoft.objective import Objective
 from zoft.perturb import Perturber
@@ -256,7 +256,7 @@ def _measure(
     count = len(found)
     if apart is not None:
         matrix = along_directions(plan, found, epsilon, len(keys))
-        found = [sum(float(batch.mean()) for batch in losses) / len(losses) for losses in found]
+        found = [sum(batch.mean for batch in losses) / len(losses) for losses in found]
         found += matrix.flatten().tolist()
     if reduce is not None:
         found = reduce(found)
@@ -288,15 +288,17 @@ def _probes(plan: Plan, keys: Sequence[Key], epsilon: float, losses: Sequence[fl
     )
 
 
-def along_directions(plan: Plan, found: Sequence[Sequence[Tensor]], epsilon: float, directions: int) -> Tensor:
-    """The Gauss–Newton matrix [n, n] along the directions, from the examples' losses of every evaluation."""
-    batches = []
-    for losses in map(torch.stack, zip(*found, strict=True)):
+def along_directions(plan: Plan, found: Sequence[Sequence[PartLosses]], epsilon: float, directions: int) -> Tensor:
+    """The Gauss–Newton matrix [n, n] along the directions: of every evaluation the losses of each batch's parts."""
+    matrices = []
+    for batch in zip(*found, strict=True):
+        losses = torch.stack([part.values for part in batch])
         sides = losses[1 if plan.zero else 0 :].view(directions, len(plan.sides), -1)
         zero = losses[0] if plan.zero else sides.mean((0, 1))
         other = sides[:, 1] if len(plan.sides) == 2 else zero
-        batches.append((zero, (sides[:, 0] - other) / (epsilon * len(plan.sides))))
-    return gauss_newton(batches)
+        slopes = (sides[:, 0] - other) / (epsilon * len(plan.sides))
+        matrices.append(gauss_newton(zero, slopes, batch[0].weights))
+    return torch.stack(matrices).mean(0)
 
 
 def _along(key: Key, epsilon: float, zero: float, slope: float) -> Probe:

@@ -142,6 +142,6 @@ class TextTask(ABC):
 
 
 def objective_on(task: Task, model: nn.Module, batches: Sequence[Any]) -> Objective:
-    """A step's objective on a task, with the losses of its examples where the task gives them (``losses``)."""
+    """A step's objective on a task, with what its loss is a mean of where the task gives it (``part_losses``)."""
     held = getattr(task, "held", False)
-    return Objective(model, task.loss, batches, held, getattr(task, "losses", None))
+    return Objective(model, task.loss, batches, held, getattr(task, "part_losses", None))

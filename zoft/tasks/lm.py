@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -203,6 +204,20 @@ class LMTask:
         """Loss of each example of ``batch``, float32 [B]."""
         check_context(model, batch, self.name)
         return self._losses(*token_log_likelihoods(model, on_device(batch, model)), batch["labels"])
+
+    def part_losses(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        """What the loss of ``batch`` is a mean of, float32.
+
+        The :meth:`losses` [B]; where the right answer is learned by teacher forcing the losses of its tokens [B, T],
+        −∞ where an example has no more of them.
+        """
+        if not self._teacher_forcing:
+            return self.losses(model, batch)
+        check_context(model, batch, self.name)
+        log_likelihoods, present = token_log_likelihoods(model, on_device(batch, model))
+        labels = batch["labels"].to(log_likelihoods.device)
+        right = torch.arange(len(labels), device=labels.device), labels
+        return (-log_likelihoods[right]).masked_fill(~present[right], -math.inf)
 
     def predict(self, model: nn.Module, batch: Mapping[str, Tensor], split: str = "train") -> list[str]:
         """The model's answer to each example of a batch: its best candidate, or what it generates.

@@ -21,8 +21,8 @@ from one batch a step and is left in the learning rate. There are three kinds of
   z_1 … z_n show the Gauss–Newton matrix G along them (:mod:`zoft.curvature`), and their slopes c become
   (1 + κ)·(G + κ·T·I)⁻¹·c with T the running mean of G's diagonal, the present step included. So the learning rate is a
   number without units, the part of a Newton step along a direction by itself, over n: the same for tasks and models of
-  all scales. κ keeps directions that G's few examples say little about near the mean. As no step may promise more than
-  there is, to first order, cᵀ times the slopes over n is at most the loss.
+  all scales. κ keeps directions that G's few examples say little about near the mean. To first order no step may promise
+  more than a quarter of the loss: cᵀ times the slopes over n is at most that.
 """
 
 from __future__ import annotations
@@ -41,6 +41,9 @@ from zoft.curvature import damped_step
 from zoft.step import Probe, State
 
 _CURVATURE, _SLOPES = "tuner/curvature", "tuner/slopes"
+
+#: What a step of the kind gauss-newton, at the learning rate 1, may promise to first order, of the loss that there is.
+_PROMISE = 0.25
 
 StepRuleKind = Literal["curvature", "slopes", "gauss-newton"]
 
@@ -139,8 +142,8 @@ class StepRuleConfig(Config):
         step = damped_step(matrix, slopes, mean, self.damping or 0.0)
         promised = float(slopes @ step) / len(probes)
         loss = max(sum(probe.loss_plus + probe.loss_minus for probe in probes) / (2 * len(probes)), 0.0)
-        if promised > loss:
-            step = step * (loss / promised)
+        if promised > _PROMISE * loss:
+            step = step * (_PROMISE * loss / promised)
         return [replace(probe, slope=value) for probe, value in zip(probes, step.tolist(), strict=True)]
 
     def _mean_diagonal(self, state: State, probes: Sequence[Probe], batch_size: int) -> float:
