@@ -21,8 +21,8 @@ from one batch a step and is left in the learning rate. There are three kinds of
   z_1 … z_n show the Gauss–Newton matrix G along them (:mod:`zoft.curvature`), and their slopes c become
   (1 + κ)·(G + κ·T·I)⁻¹·c with T the running mean of G's diagonal, the present step included. So the learning rate is a
   number without units, the part of a Newton step along a direction by itself, over n: the same for tasks and models of
-  all scales. κ keeps directions that G's few examples say little about near the mean. To first order no step may promise
-  more than a quarter of the loss: cᵀ times the slopes over n is at most that.
+  all scales. κ keeps directions that G's few examples say little about near the mean. To first order no step may
+  promise more than a quarter of the loss: cᵀ times the slopes over n is at most that.
 """
 
 from __future__ import annotations
