@@ -25,7 +25,7 @@ from zoft.objective import evaluating
 from zoft.optimizers import ZOOptimizer, get_optimizer
 from zoft.optimizers.schedule import scheduled
 from zoft.stack import StackedModel, StackedNoise, StackedTuner, factors
-from zoft.step import Draw, Probe, State, along_directions, with_curvature
+from zoft.step import Draw, Probe, State, along_directions, mean_loss, probes_of, with_curvature
 from zoft.tasks.lm import LMTask
 from zoft.tuner.bound import BoundTuner
 
@@ -168,7 +168,7 @@ class Stack:
             probes = self._step(step - 1, places)
             for at, own in enumerate(probes):
                 if self._ended[at] is None:
-                    losses[at].append(sum(p.loss_plus + p.loss_minus for p in own) / (2 * len(own)))
+                    losses[at].append(mean_loss(own))
                     if self._in_a_row[at] == GIVE_UP:
                         self._ended[at] = step
                         curves[at].append((self._method.forwards_in(step), math.nan, math.nan))
@@ -209,13 +209,15 @@ class Stack:
             shift = self._direction(noises).mul_(epsilon)
             values += [self._losses(self._theta.add(shift, alpha=side), batch) for side in plan.sides]
             drawn.append(noises)
-        parts = [[PartLosses.of(own) for own in losses] for losses in values] if self._by_example else []
+        parts: list[list[PartLosses]] = []
         if self._by_example:
+            # Off the device once an evaluation, not once a run.
+            parts = [[PartLosses.of(own) for own in losses.double().cpu()] for losses in values]
             measured = torch.tensor([[own.mean for own in losses] for losses in parts], dtype=torch.float64)
             measured = measured.to(self._device)
         else:
             measured = torch.stack([losses.mean(1).double() for losses in values])
-        probes = [self._probes(own, keys, epsilon, Probe) for own in measured.T.tolist()]
+        probes = [list(probes_of(plan, keys, epsilon, own)) for own in measured.T.tolist()]
         for at, rule in enumerate(self._rules):
             if rule is not None and rule.by_example:
                 matrix = along_directions(plan, [[own[at]] for own in parts], epsilon, len(keys))
@@ -226,7 +228,8 @@ class Stack:
             self._in_a_row[at] = 0 if fine else self._in_a_row[at] + 1
         rates = torch.tensor([self._rate(step, at, own) for at, own in enumerate(probes)], device=self._device)
         with self._kept(finite):
-            stacked = self._weighed(self._probes(list(measured[:, :, None]), keys, epsilon, _StackedProbe), probes)
+            of_all = probes_of(plan, keys, epsilon, list(measured[:, :, None]), _StackedProbe)
+            stacked = self._weighed(of_all, probes)
             for at, (span, block) in enumerate(self._spans):
                 draws: list[Draw] = [(noises[at], probe) for noises, probe in zip(drawn, stacked, strict=True)]
                 theta = self._part(self._theta, block)
@@ -273,17 +276,6 @@ class Stack:
         of = self._task.part_losses if self._by_example else self._task.losses
         losses = of(self._model.model, batch)
         return losses.view(len(self._specs), -1, *losses.shape[1:])
-
-    def _probes(self, values: Sequence[Any], keys: Sequence[Key], epsilon: float, kind: type[Probe]) -> list[Probe]:
-        """What was measured along each direction: of one run, or with tensors [runs, 1] of all."""
-        zero, *losses = values if self._method.plan.zero else (None, *values)
-        if self._method.plan.sides == (1, -1):
-            pairs = [(losses[2 * at], losses[2 * at + 1], None) for at in range(len(keys))]
-        else:  # the other side to first order, as in a step of one run
-            pairs = [(plus, 2 * zero - plus, (plus - zero) / epsilon) for plus in losses]
-        return [
-            kind(key, plus, minus, epsilon, zero, slope) for key, (plus, minus, slope) in zip(keys, pairs, strict=True)
-        ]
 
     def _rate(self, step: int, at: int, probes: Sequence[Probe]) -> float:
         """The learning rate of a run at a step, its tuner's step-size head included."""

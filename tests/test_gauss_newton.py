@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import zoft
+from meta_train import MetaTrainConfig, meta_train
 from tests.models import TiedLM, build
 from zoft.blocks import Block
 from zoft.curvature import PartLosses, damped_step, gauss_newton, margin_curvature
@@ -23,6 +24,7 @@ from zoft.objective import Objective
 from zoft.step import Probe
 from zoft.tasks import get_task
 from zoft.tasks.base import objective_on
+from zoft.tasks.function import FunctionTask
 from zoft.tasks.lm import LMTask
 from zoft.tuner import NetworkConfig, Tuner
 from zoft.tuner.step_rule import StepRuleConfig
@@ -198,10 +200,10 @@ def test_steps_are_their_formula_in_float64(estimator: str) -> None:
     assert bool((model.theta != 0).all())
 
 
-def run(scale: float, lr: float, name: str = "mezo", by_example: bool = True) -> float:
+def run(scale: float, lr: float, tuned: bool = True, by_example: bool = True) -> float:
     """The loss after 150 steps, where log 2 is that of a guess."""
     model = Logistic(scale)
-    tuner = ruled(model).bind(model) if name != "plain" else None
+    tuner = ruled(model).bind(model) if tuned else None
     hyper = {"lr": lr, "epsilon": 1e-4 / scale, "directions": 4, "estimator": "one-sided", "seed": 1}
     optimizer = zoft.ZerothOrder(model, "mezo", tuner=tuner, **hyper)
     for step in range(150):
@@ -214,14 +216,14 @@ def test_one_rate_serves_losses_of_every_scale() -> None:
     ends = [run(scale, 0.5) for scale in (0.1, 1.0, 30.0)]
     assert ends == pytest.approx([ends[0]] * 3, rel=1e-3)
     assert ends[0] < 0.5
-    without = [run(scale, 0.05, "plain") for scale in (0.1, 1.0, 30.0)]
+    without = [run(scale, 0.05, tuned=False) for scale in (0.1, 1.0, 30.0)]
     assert without[0] > 0.68  # hardly moves
     assert without[1] < 0.55
     assert not without[2] < 1  # diverges
 
 
 def test_whole_batches_stand_in_for_examples_with_shorter_steps() -> None:
-    assert ends_below_start(run(1.0, 0.5, by_example=False))
+    assert run(1.0, 0.5, by_example=False) < 0.69
     model = Logistic()
     tuner = ruled(model).bind(model, 16)
     method = zoft.get_optimizer("mezo", tuner=tuner, directions=2)
@@ -232,11 +234,6 @@ def test_whole_batches_stand_in_for_examples_with_shorter_steps() -> None:
     whole, single = (rule.weigh(state, [one], 16)[0].projected_gradient for one in curved)
     assert single == pytest.approx(whole / 16)
     assert rule.weigh(state, [probe], 16) == [probe]
-
-
-def ends_below_start(value: float) -> bool:
-    """Whether there was progress."""
-    return value < 0.69
 
 
 def test_no_step_promises_more_than_a_quarter_of_the_loss() -> None:
@@ -341,6 +338,16 @@ def test_the_head_is_left_alone_where_nothing_was_measured() -> None:
     assert RULE.measures(0) is False
     assert RULE.forwards(100) == 0
     assert RULE.rate(RULE.init(), [Probe(Key(0, 0), 1.0, 1.0, 1e-3)]) == 1.0
+
+
+def test_meta_training_recommends_a_rate_without_units() -> None:
+    model = Logistic()
+    task = FunctionTask("logistic", [torch.arange(16), torch.arange(16, 32)], loss)
+    asked = {"steps": 2, "lookahead_lr": 1e-4, "step_size": "gauss-newton", "step_size_damping": 0.5}
+    for given, expected in ({}, 1.0), ({"recommended_lr": 0.3}, 0.3):
+        tuner = meta_train(model, [task], MetaTrainConfig.build({**asked, **given}))
+        assert tuner.config.step_rule == StepRuleConfig(kind="gauss-newton", damping=0.5, decay=0.9)
+        assert tuner.config.recommended.lr == expected
 
 
 def test_its_settings() -> None:

@@ -48,7 +48,7 @@ class Objective:
 
     Attributes:
         calls: forward passes so far: one an evaluation, two a derivative.
-        loss, batches: as given.
+        loss, batches, losses: as given.
     """
 
     def __init__(
@@ -66,12 +66,12 @@ class Objective:
         self.calls = 0
         self.loss = loss
         self.batches = batches
-        self._losses = losses
+        self.losses = losses
 
     @property
     def apart(self) -> ExamplesApart:
         """The same objective as a function that gives the losses of the examples, and not their mean."""
-        return ExamplesApart(self, self._losses)
+        return ExamplesApart(self)
 
     def __call__(self) -> float:
         """The mean loss without gradients, summed in float64; infinite or NaN values are returned as such.
@@ -137,9 +137,9 @@ class ExamplesApart:
         by_batch: whether batches stood in for examples when it was called last.
     """
 
-    def __init__(self, objective: Objective, losses: ExampleLosses | None) -> None:
-        self._objective, self._losses = objective, losses
-        self.held, self.by_batch = objective.held, losses is None
+    def __init__(self, objective: Objective) -> None:
+        self._objective = objective
+        self.held, self.by_batch = objective.held, False
 
     def __call__(self) -> list[PartLosses]:
         """Of every batch what its loss is a mean of, on the CPU, without gradients; one forward pass.
@@ -152,16 +152,17 @@ class ExamplesApart:
         of = self._objective
         of.calls += 1
         with torch.inference_mode(), evaluating(of.model):
-            values = [(self._losses or of.loss)(of.model, batch) for batch in of.batches]
-        self.by_batch = any(not isinstance(value, Tensor) or value.ndim == 0 for value in values)
+            values = [(of.losses or of.loss)(of.model, batch) for batch in of.batches]
+        rows = [value for value in values if isinstance(value, Tensor) and value.ndim]
+        self.by_batch = len(rows) < len(values)
         if self.by_batch:
             return [PartLosses.of(torch.tensor([_scalar(value)], dtype=torch.float64)) for value in values]
-        if not all(value.ndim < 3 and value.numel() for value in values if isinstance(value, Tensor)):
+        if not all(value.ndim < 3 and value.numel() for value in rows):
             raise UsageError(
                 "the losses of a batch are neither one value an example nor one a token",
                 "Return a tensor of shape [B], or [B, T].",
             )
-        return [PartLosses.of(value) for value in values if isinstance(value, Tensor)]
+        return [PartLosses.of(value) for value in rows]
 
 
 class _Caller(nn.Module):

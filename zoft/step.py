@@ -158,12 +158,17 @@ class StepResult:
     @property
     def loss(self) -> float:
         """Mean of the losses at θ ± εz: what a step knows of the loss without another forward."""
-        return sum(p.loss_plus + p.loss_minus for p in self.probes) / (2 * len(self.probes))
+        return mean_loss(self.probes)
 
     @property
     def projected_gradient(self) -> float:
         """Mean c over the directions."""
         return sum(p.projected_gradient for p in self.probes) / len(self.probes)
+
+
+def mean_loss(probes: Sequence[Probe]) -> float:
+    """Mean of the losses at θ ± εz over a step's directions."""
+    return sum(p.loss_plus + p.loss_minus for p in probes) / (2 * len(probes))
 
 
 def zo_step(
@@ -260,7 +265,7 @@ def _measure(
         found += matrix.flatten().tolist()
     if reduce is not None:
         found = reduce(found)
-    probes = _probes(plan, keys, epsilon, found[:count])
+    probes = probes_of(plan, keys, epsilon, found[:count])
     if apart is None:
         return probes
     rows = [found[at : at + len(keys)] for at in range(count, len(found), len(keys))]
@@ -272,18 +277,24 @@ def with_curvature(probes: Sequence[Probe], matrix: Sequence[Sequence[float]], b
     return [replace(probe, curvature=tuple(row), by_batch=by_batch) for probe, row in zip(probes, matrix, strict=True)]
 
 
-def _probes(plan: Plan, keys: Sequence[Key], epsilon: float, losses: Sequence[float]) -> tuple[Probe, ...]:
-    """What was measured along each direction, from the losses in the order of their evaluations."""
+def probes_of(
+    plan: Plan, keys: Sequence[Key], epsilon: float, losses: Sequence[Any], kind: type[Probe] = Probe
+) -> tuple[Probe, ...]:
+    """What was measured along each direction, from the losses in the order of their evaluations.
+
+    Args:
+        kind: of the probes; another takes other losses, such as tensors of several runs.
+    """
     values = iter(losses)
     if plan.derivative:
         return tuple(_along(at, epsilon, next(values), next(values)) for at in keys)
     zero = next(values) if plan.zero else None
     if plan.sides == (1, -1):
-        return tuple(Probe(at, next(values), next(values), epsilon, zero) for at in keys)
+        return tuple(kind(at, next(values), next(values), epsilon, zero) for at in keys)
     if zero is None:
         raise ValueError("a one-sided difference needs the loss at θ")
     return tuple(
-        Probe(at, plus, 2 * zero - plus, epsilon, zero, (plus - zero) / epsilon)
+        kind(at, plus, 2 * zero - plus, epsilon, zero, (plus - zero) / epsilon)
         for at, plus in zip(keys, values, strict=True)
     )
 

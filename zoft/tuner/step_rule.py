@@ -38,7 +38,7 @@ from torch import Tensor
 
 from zoft.config import Config
 from zoft.curvature import damped_step
-from zoft.step import Probe, State
+from zoft.step import Probe, State, mean_loss
 
 _CURVATURE, _SLOPES = "tuner/curvature", "tuner/slopes"
 
@@ -137,20 +137,20 @@ class StepRuleConfig(Config):
         """
         if not self.by_example or not probes[0].curvature:
             return probes
-        matrix, mean = _matrix(probes, batch_size), self._mean_diagonal(state, probes, batch_size)
+        matrix = _matrix(probes, batch_size)
         slopes = torch.tensor([probe.projected_gradient for probe in probes], dtype=torch.float64)
-        step = damped_step(matrix, slopes, mean, self.damping or 0.0)
+        step = damped_step(matrix, slopes, self._mean_diagonal(state, matrix), self.damping or 0.0)
         promised = float(slopes @ step) / len(probes)
-        loss = max(sum(probe.loss_plus + probe.loss_minus for probe in probes) / (2 * len(probes)), 0.0)
+        loss = max(mean_loss(probes), 0.0)
         if promised > _PROMISE * loss:
             step = step * (_PROMISE * loss / promised)
         return [replace(probe, slope=value) for probe, value in zip(probes, step.tolist(), strict=True)]
 
-    def _mean_diagonal(self, state: State, probes: Sequence[Probe], batch_size: int) -> float:
-        """T with this step's: from the first a mean over all, later over recent steps."""
+    def _mean_diagonal(self, state: State, matrix: Tensor) -> float:
+        """T with this step's G [n, n]: from the first a mean over all, later over recent steps."""
         count, mean = state[_CURVATURE].tolist()
         keep = min(count / (count + 1), self.decay)
-        return float(keep * mean + (1 - keep) * _matrix(probes, batch_size).diagonal().mean())
+        return float(keep * mean + (1 - keep) * matrix.diagonal().mean())
 
     def _bounded(self, factor: float) -> float:
         return min(max(factor, 1 / self.reach), self.reach)
@@ -162,7 +162,7 @@ class StepRuleConfig(Config):
             return
         if self.by_example:
             if probes[0].curvature:
-                mean = self._mean_diagonal(state, probes, batch_size)
+                mean = self._mean_diagonal(state, _matrix(probes, batch_size))
                 state[_CURVATURE].copy_(torch.tensor([float(state[_CURVATURE][0]) + 1, mean], dtype=torch.float64))
             return
         state[_CURVATURE].fill_(self._mean(state, probes))
