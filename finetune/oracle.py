@@ -39,6 +39,7 @@ from finetune.run_spec import Bench, RunSpec, TunerSource, run_spec
 from finetune.sweep import Job, RunStore, drive, grid_lr, searched
 from zoft.config import unknown
 from zoft.errors import Interrupted, UsageError
+from zoft.evolution import CEILING, DECIMALS, cma_es, log_ratio
 from zoft.tasks import tasks_with_role
 from zoft.tuner import Tuner
 
@@ -49,12 +50,6 @@ RUNS_FILE, RESULT_FILE, TABLE_FILE, CONFIG_FILE, TUNER_FOLDER = (
     "config.yaml",
     "tuner",
 )
-
-#: What a run counts for at most, where its loss is not finite, and at least.
-CEILING, FLOOR = 1.0, -7.0
-
-#: Decimals of coordinates: the runs of a repeated search have the same keys even where a sum is rounded otherwise.
-DECIMALS = 4
 
 
 @dataclass(frozen=True)
@@ -219,8 +214,9 @@ class Plan:
 
 
 def score(records: Sequence[Record]) -> float:
-    """Mean of :func:`log_ratio` of final and zero-shot validation losses."""
-    logs = [log_ratio(record["validation_loss"], record["zero_shot"]["validation_loss"]) for record in records]
+    """Mean of :func:`zoft.evolution.log_ratio` of final and zero-shot validation losses."""
+    pairs = ((record["validation_loss"], record["zero_shot"]["validation_loss"]) for record in records)
+    logs = [log_ratio(number(final), number(zero)) for final, zero in pairs]
     return sum(logs) / len(logs)
 
 
@@ -228,18 +224,6 @@ def _finite_score(records: Sequence[Record]) -> float:
     """The score, infinite where no run ended finite: the grid's search then tries smaller rates."""
     value = score(records)
     return value if value < CEILING else math.inf
-
-
-def log_ratio(final: float | None, zero: float | None) -> float:
-    """x = log(final / zero), at least FLOOR; above 0 x / (1 + x), below CEILING; None stands for not finite.
-
-    So no run that diverged outweighs all others, and of two that did the wilder one is still the worse.
-    """
-    ratio = number(final) / number(zero)
-    if not math.isfinite(ratio):
-        return CEILING
-    x = max(math.log(max(ratio, 1e-30)), FLOOR)
-    return x if x <= 0 else CEILING * x / (1 + x)
 
 
 def run_oracle(
@@ -298,22 +282,9 @@ def prepared(config: OracleConfig, factory: BenchFactory) -> tuple[OracleConfig,
 
 
 def _strategy(space: SearchSpace, config: OracleConfig) -> Any:
-    """CMA-ES with a random stream of its own."""
-    try:
-        import cma
-    except ModuleNotFoundError:
-        raise UsageError("the oracle needs the library cma", "Install it: pip install 'zoft[research]'.") from None
+    """CMA-ES over a space's coordinates and log lr."""
     generator = np.random.default_rng((config.seed, config.generations, config.population))
-    options = {
-        "popsize": config.population,
-        "bounds": [-space.bound, space.bound],
-        "CMA_stds": [*space.spread, 0.5],
-        "maxstd": space.bound / 2,
-        "randn": lambda *shape: generator.standard_normal(shape),
-        "seed": math.nan,  # leaves numpy's global generator alone
-        "verbose": -9,
-    }
-    return cma.CMAEvolutionStrategy([*space.start, 0.0], 1.0, options)
+    return cma_es([*space.start, 0.0], [*space.spread, 0.5], space.bound, config.population, generator)
 
 
 def _generation(

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from benchmarks import oracle as script
 from finetune import oracle_report
 from finetune.compare_run import Runner
-from finetune.oracle import CEILING, FLOOR, Candidate, Oracle, Plan, log_ratio, run_oracle
+from finetune.oracle import Candidate, Oracle, Plan, run_oracle
 from finetune.oracle_config import OracleConfig
 from finetune.oracle_cost import cost
-from finetune.oracle_spaces import SPACES, Scales, Share, depths, module_types
+from finetune.oracle_spaces import SPACES, Scales, Share
 from finetune.processes import InProcess, Record
+from finetune.report import number
 from finetune.run_spec import Bench, RunSpec
 from finetune.sweep import RunStore, drive
 from tests.compare_toys import Toy
@@ -31,8 +32,10 @@ from tests.structures import structure_for
 from tests.tiny import tiny_model
 from zoft.blocks import Blocks
 from zoft.errors import UsageError
+from zoft.evolution import CEILING, FLOOR, log_ratio
 from zoft.tuner import Tuner
 from zoft.tuner.bound import BoundTuner
+from zoft.tuner.module_types import depths, module_types
 
 needs_cma = pytest.mark.skipif(importlib.util.find_spec("cma") is None, reason="cma is not installed")
 
@@ -354,7 +357,7 @@ def test_without_the_library_its_extra_is_named(tmp_path: Path, monkeypatch: pyt
 
 def test_a_score_orders_runs_and_lets_none_outweigh_the_others() -> None:
     finals = [1e-9, 0.01, 0.5, 1.0, 1.5, 1e3, 1e30, None]
-    found = [log_ratio(final, 1.0) for final in finals]
+    found = [log_ratio(number(final), 1.0) for final in finals]
     assert found == sorted(found)
     assert len(set(found)) == len(found)
     assert (found[0], found[-1]) == (FLOOR, CEILING)
