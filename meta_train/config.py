@@ -169,6 +169,20 @@ class MetaTrainConfig(Config):
         0.9, ge=0, lt=1, description="Of slopes and gauss-newton: weight of the past in the mean."
     )
     step_size_damping: float = Field(1.0, gt=0, le=1e3, description="Of the kind gauss-newton: κ, in mean curvatures.")
+    outcome_generations: int = Field(
+        0,
+        ge=0,
+        description="Generations of a search of σ by module type on the outcomes of whole runs, after the meta-steps;"
+        " 0 leaves it out. It needs the step-size head gauss-newton.",
+    )
+    outcome_population: int = Field(8, ge=4, description="Candidates of a generation.")
+    outcome_forwards: int = Field(600, ge=1, description="Forward passes of each of the search's runs.")
+    outcome_examples: int = Field(
+        192, ge=1, description="Examples that a run is judged on, besides those it learns on."
+    )
+    outcome_checks: int = Field(
+        2, ge=1, description="Runs a task of what was found and of σ = 1 on other seeds: the better of the two is kept."
+    )
     save_every: int = Field(200, ge=1, description="Steps between checkpoints.")
     log_every: int = Field(10, ge=1, description="Steps between reports.")
     keep_noise_mib: int = Field(
@@ -202,8 +216,13 @@ class MetaTrainConfig(Config):
     def _has_gradients(self) -> Self:
         if self.structure != "none" and self.meta_gradient != "closed-form":
             raise ValueError("a structure is learned from the closed form's backward passes; meta_gradient is another")
-        if not self.learn_sigma and self.structure == "none":
+        if not self.learn_sigma and self.structure == "none" and not self.outcome_generations:
             raise ValueError("nothing is learned: learn_sigma is off, and there is no structure")
+        if self.outcome_generations:
+            if self.step_size != "gauss-newton":
+                raise ValueError("outcomes are compared at one learning rate, for which step_size is gauss-newton")
+            if self.learn_sigma or self.network.init != "neutral" or self.network.output == "abs":
+                raise ValueError("outcomes set a constant σ: no learn_sigma, network init neutral, output not abs")
         if self.objective == "expected" and self.meta_gradient != "closed-form":
             raise ValueError("the expected objective unrolls nothing; leave meta_gradient at closed-form")
         if self.step_size == "curvature" and self.recommended_estimator != "central":

@@ -18,7 +18,8 @@ from meta_train.lookahead import LearnedStep, Lookahead, look_ahead, restored
 from meta_train.meta_gradient import closed_form, into_networks
 from meta_train.moments import Moments, model_bytes
 from meta_train.network_optimizer import NetworkOptimizer
-from meta_train.parts import learned_parts, recommended_rate
+from meta_train.outcomes import learn_by_outcomes
+from meta_train.parts import LearnedParts, learned_parts, recommended_rate
 from meta_train.report import Reporter
 from meta_train.signal import BatchGradients, Signal, batch_gradients
 from meta_train.signal_scales import SignalScales
@@ -159,6 +160,8 @@ class _Run:
         self.noises = [get_noise(config.noise, config.keep_noise_mib << 20) for _ in range(config.horizon)]
         self.noise_seed = derived_seed("noise", config.seed)
         self.curve: list[tuple[int, float, float]] = []
+        #: Scores of the runs of the search by outcomes, in their order.
+        self.outcomes: list[float] = []
         self.done = 0
         self.nonfinite = 0
 
@@ -170,11 +173,24 @@ class _Run:
                 if self.folder is not None and self.done % self.config.save_every == 0:
                     self.save()
         except KeyboardInterrupt:
-            self.save()
-            done = f"interrupted after {self.done} of {self.config.steps} steps"
-            if self.folder is None:
-                raise Interrupted(f"{done}; nothing is saved", "Give an output folder to be able to go on.") from None
-            raise Interrupted(f"{done}; saved in {self.folder}", "Start the same run again to go on.") from None
+            raise self._interrupted(f"after {self.done} of {self.config.steps} steps") from None
+
+    def _interrupted(self, when: str) -> Interrupted:
+        """Save, and say so."""
+        self.save()
+        if self.folder is None:
+            return Interrupted(f"interrupted {when}; nothing is saved", "Give an output folder to be able to go on.")
+        return Interrupted(f"interrupted {when}; saved in {self.folder}", "Start the same run again to go on.")
+
+    def _by_outcomes(self, parts: LearnedParts) -> dict[str, Any]:
+        """Put σ by the outcomes of whole runs into the networks, where it is asked for; returns the provenance."""
+        if not self.config.outcome_generations:
+            return {}
+        self.save()
+        try:
+            return {"outcomes": learn_by_outcomes(self, parts)}
+        except KeyboardInterrupt:
+            raise self._interrupted(f"after {len(self.outcomes)} runs of the search by outcomes") from None
 
     def step(self) -> None:
         """One meta-step; what it changes, it changes at its end and wholly."""
@@ -305,6 +321,7 @@ class _Run:
             tensors |= {f"moments/{name}": tensor for name, tensor in self.moments.state().items()}
         if self.signal is not None:
             tensors |= {f"signal/{name}": tensor for name, tensor in self.signal.state().items()}
+        tensors["outcomes"] = torch.tensor(self.outcomes, dtype=torch.float64)
         tensors["curve"] = torch.tensor(self.curve, dtype=torch.float64).reshape(-1, 3)
         checkpoint.save(self.folder, tensors, {**self.asked, "done": self.done, "nonfinite": self.nonfinite})
 
@@ -336,6 +353,7 @@ class _Run:
             self.moments.load(under("moments/"))
         if self.signal is not None:
             self.signal.load(under("signal/"))
+        self.outcomes = tensors["outcomes"].tolist() if "outcomes" in tensors else []
         self.curve = [(int(task), before, after) for task, before, after in tensors["curve"].tolist()]
         with torch.no_grad():
             for block in self.blocks:
@@ -354,6 +372,7 @@ class _Run:
             "curve": report.thinned(self.curve),
         }
         parts = learned_parts(self)
+        provenance |= self._by_outcomes(parts)
         if parts.structure is not None:
             provenance["structure"] = {
                 "gradients": self.moments.count if self.moments is not None else 0,

@@ -12,6 +12,7 @@ from meta_train import report
 from meta_train.config import MetaTrainConfig
 from meta_train.edge import Measured, measure
 from meta_train.moments import model_bytes
+from meta_train.signal_scales import SignalScales
 from zoft.blocks import Blocks
 from zoft.noise import get_noise
 from zoft.perturb import Perturber
@@ -68,6 +69,18 @@ def learned_parts(run: FinishedRun) -> LearnedParts:
     structure = _structure(run, plain.edge) if run.moments is not None else None
     mine = _measured(run, structure, learned=True)
     return LearnedParts(structure, _step_rule(config, mine), run.lookahead_lr * mine.edge / plain.edge)
+
+
+def tuners_without(run: FinishedRun, parts: LearnedParts) -> list[BoundTuner]:
+    """For every task the run's tuner with the structure that the other tasks say, where that can be told."""
+    tuners = []
+    for index in range(len(run.tasks)):
+        structure = parts.structure
+        if structure is not None and isinstance(run.moments, SignalScales) and len(run.tasks) > 1:
+            structure = run.moments.structure(float(structure.share.max()), without=index)
+        bound = structure.bind(run.blocks.names, run.blocks.shapes) if structure is not None else None
+        tuners.append(replace(run.bound, structure=bound, step_rule=parts.rule))
+    return tuners
 
 
 def recommended_rate(config: MetaTrainConfig, parts: LearnedParts) -> float:

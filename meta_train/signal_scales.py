@@ -93,12 +93,16 @@ class SignalScales:
         for name, mean in self._means.items():
             mean.copy_(state[name])
 
-    def structure(self, share: float) -> Structure:
-        """The structure that the ratios say, with that share a. A block that had no signal has the share 0."""
+    def structure(self, share: float, without: int | None = None) -> Structure:
+        """The structure that the ratios say, with that share a. A block that had no signal has the share 0.
+
+        Args:
+            without: index of a task that is left out.
+        """
         shares, weights = torch.zeros(len(self._blocks)), torch.ones(len(self._blocks))
-        of_blocks, factors = self._weights(), {}
+        of_blocks, factors = self._weights(without), {}
         for block in self._covered():
-            both = [self._ratios(block, side) for side in SIDES]
+            both = [self._ratios(block, side, without) for side in SIDES]
             found = all(ratios is not None for ratios in both)
             if found:
                 shares[block.index], weights[block.index] = share, of_blocks[block.index]
@@ -112,23 +116,26 @@ class SignalScales:
         names, sizes = tuple(self._blocks.names), tuple(self._blocks.shapes)
         return Structure(self.settings, names, sizes, shares, weights, factors)
 
-    def _weights(self) -> Tensor:
+    def _weights(self, without: int | None) -> Tensor:
         """ω by block [B], where it has signal: its share of the signal over that of the noise, to a power."""
-        signal, noise = (self._shares(means, means) for means in (self._of_blocks.signal, self._of_blocks.noise))
+        both = (self._of_blocks.signal, self._of_blocks.noise)
+        signal, noise = (self._shares(means, means, without) for means in both)
         return (signal / noise).clamp(1 / _BLOCK_REACH, _BLOCK_REACH) ** self._config.structure_block_power
 
-    def _ratios(self, block: Block, side: str) -> Tensor | None:
+    def _ratios(self, block: Block, side: str, without: int | None) -> Tensor | None:
         """Signal over noise by row or column, relative to the block's own; None where the block has no signal."""
-        signal = self._shares(self._means[f"signal/{side}/{block.name}"], self._of_blocks.signal)
-        noise = self._shares(self._means[f"noise/{side}/{block.name}"], self._of_blocks.noise)
+        signal = self._shares(self._means[f"signal/{side}/{block.name}"], self._of_blocks.signal, without)
+        noise = self._shares(self._means[f"noise/{side}/{block.name}"], self._of_blocks.noise, without)
         own = float(signal.sum() / noise.sum()) if float(noise.sum()) > 0 else 0.0
         if not own > 0:
             return None
         floor = self._config.structure_floor * noise.mean()
         return (signal / (noise + floor) / own).clamp(1 / _REACH, _REACH)
 
-    def _shares(self, means: Tensor, of_blocks: Tensor) -> Tensor:
+    def _shares(self, means: Tensor, of_blocks: Tensor, without: int | None) -> Tensor:
         """Means over the tasks of each one's share of the whole model."""
         totals = of_blocks.sum(1)
         seen = totals > 0
+        if without is not None:
+            seen[without] = False
         return (means[seen] / totals[seen, None]).mean(0) if bool(seen.any()) else torch.zeros(means.shape[1])

@@ -1,0 +1,290 @@
+"""Learning σ by block from the outcomes of whole runs, which gradients do not tell.
+
+What a step along given directions is worth at the base says little of what a run along them ends at: directions that
+begin well may soon be exhausted. So σ is searched by what it is for. CMA-ES (:mod:`zoft.evolution`) has one
+coordinate for every module type, log σ of its blocks, and minimises the mean over the tasks of
+
+    log(loss after a run of the tuner / loss before it)
+
+- A run is a fine-tuning run: the recommended directions, estimator and schedule, and the step-size head
+  ``gauss-newton``, under which one learning rate fits whatever σ is (others would need a search of rates for each).
+- Both losses are those of the same examples, drawn from the task's training batches with another seed.
+- All candidates of a generation have the same batches and directions; every generation has others.
+- A structure that was learned from the tasks would do better on them than on others, and be trusted too much. So a
+  task's runs have the structure that the *other* tasks say.
+- The search's mean is taken, not its luckiest candidate, and only where it ends lower than σ = 1 on seeds that no
+  generation had.
+
+Only the shares of the blocks matter: ν takes away what is common to all.
+
+Note:
+    The published recipe learns σ by the loss after one step, from gradients through the networks [ZOFT, eq. 9]; this
+    gives each network the constant that its output layer's bias holds, and leaves its weights at 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from meta_train.config import MetaTrainConfig
+from meta_train.feed import derived_seed
+from meta_train.parts import GAUSS_NEWTON_RATE, FinishedRun, LearnedParts, tuners_without
+from meta_train.report import note
+from meta_train.trajectory import BaseWeights
+from zoft.blocks import Blocks
+from zoft.errors import UsageError
+from zoft.evolution import DECIMALS, cma_es, log_ratio
+from zoft.objective import evaluating
+from zoft.optimizers import ZerothOrder, get_optimizer
+from zoft.optimizers.schedule import scheduled
+from zoft.tasks.base import Task, objective_on
+from zoft.tuner.artifact import Tuner
+from zoft.tuner.bound import BoundTuner
+from zoft.tuner.module_types import module_types
+from zoft.tuner.pertnn import PertNN
+
+#: Standard deviation of log σ at the first generation, and the part of the bound that a mean may reach.
+_SPREAD, _REACH = 1.0, 0.999
+
+#: A run ends after so many steps in a row whose losses are not finite.
+_GIVE_UP = 10
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found.
+
+    Attributes:
+        sigma: σ by block [B], float32; all 1 where nothing better was found.
+        by_type: log σ by module type, of the search's mean.
+        score, plain: of that mean and of σ = 1 on seeds that no generation had.
+        trail: how the search went, JSON-able.
+    """
+
+    sigma: Tensor
+    by_type: dict[str, float]
+    score: float
+    plain: float
+    trail: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def better(self) -> bool:
+        """Whether the mean ends lower than σ = 1."""
+        return self.score < self.plain
+
+    def to_dict(self, runs: int) -> dict[str, Any]:
+        """For the provenance; scores as the factors that they are logarithms of.
+
+        Args:
+            runs: made by the search.
+        """
+        by_type = {kind: round(value, DECIMALS) for kind, value in self.by_type.items()}
+        checked = {"found": math.exp(self.score), "sigma_1": math.exp(self.plain), "kept": self.better}
+        return {"runs": runs, "log_sigma": by_type, "checked": checked, "generations": self.trail}
+
+
+def constant_network(network: PertNN, sigma: Tensor) -> PertNN:
+    """Networks that give σ [B] whatever they see: the output layer's bias decides.
+
+    Args:
+        network: whose output layer has no weights; it is left as it is.
+    """
+    made = PertNN(len(sigma), network.config)
+    made.load_state_dict(network.state_dict())
+    logs = sigma.double().log()
+    if network.config.output == "bounded":
+        logs = torch.atanh((logs / network.config.bound).clamp(-_REACH, _REACH))
+    with torch.no_grad():
+        made.out.bias.copy_(logs[:, None])
+    return made.requires_grad_(False)
+
+
+class Outcomes:
+    """Runs of tuners on the tasks, from the base's weights, and the search by what they end at.
+
+    Args:
+        model: the base.
+        blocks: its trainable blocks.
+        tasks: what is learned on.
+        config: with ``outcome_generations`` and the step-size head ``gauss-newton``.
+        tuners: for every task the tuner that its runs start from, with the structure that the other tasks say.
+        put_back: sets the model to the base's weights.
+        scores: of runs that were made before a break, in the order in which they are asked for; others are added.
+        keep: called after every generation.
+        say: takes lines of progress.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        blocks: Blocks,
+        tasks: Sequence[Task],
+        config: MetaTrainConfig,
+        tuners: Sequence[BoundTuner],
+        put_back: Callable[[], None],
+        scores: list[float],
+        keep: Callable[[], None] = lambda: None,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self._model, self._blocks, self._tasks, self._config = model, blocks, tasks, config
+        self._tuners, self._put_back, self._keep, self._say = tuners, put_back, keep, say
+        self._types = module_types(blocks)
+        self.kinds = list(dict.fromkeys(self._types))
+        self._scores = scores
+        self._asked = 0
+        self._before: dict[int, float] = {}
+
+    def search(self) -> Found:
+        """Generations of CMA-ES, then the mean beside σ = 1.
+
+        Raises:
+            UsageError: ``cma`` is not installed, or the model has one module type.
+        """
+        config, kinds = self._config, self.kinds
+        if len(kinds) < 2:
+            raise UsageError(
+                "all blocks of the model are of one module type: there is nothing to compare",
+                "Set learn_sigma instead.",
+            )
+        generator = np.random.default_rng((derived_seed("outcomes", config.seed), config.outcome_generations))
+        count, bound = len(kinds), config.network.bound * _REACH
+        strategy = cma_es(
+            [0.0] * count, [_SPREAD] * count, bound, config.outcome_population, generator, by_coordinate=True
+        )
+        trail = []
+        for generation in range(config.outcome_generations):
+            asked = strategy.ask()
+            candidates = [self._rounded(vector) for vector in asked]
+            values = self._generation(candidates, [derived_seed("outcome", config.seed, generation)])
+            strategy.tell(asked, values)
+            trail.append({"best": min(values), "median": float(np.median(values)), "step": float(strategy.sigma)})
+            self._say(_line(generation + 1, config.outcome_generations, trail[-1]))
+        mean, plain = self._rounded(strategy.result.xfavorite), (0.0,) * count
+        seeds = [derived_seed("outcome", config.seed, "check", number) for number in range(config.outcome_checks)]
+        score, without = self._generation([mean, plain], seeds)
+        found = Found(self._sigma(mean), dict(zip(kinds, mean, strict=True)), score, without, trail)
+        self._say(_verdict(found))
+        return found if found.better else replace(found, sigma=torch.ones(len(self._types)))
+
+    def _rounded(self, vector: Sequence[float]) -> tuple[float, ...]:
+        return tuple(round(float(value), DECIMALS) for value in vector)
+
+    def _sigma(self, vector: Sequence[float]) -> Tensor:
+        """σ [B]."""
+        by_type = dict(zip(self.kinds, vector, strict=True))
+        return torch.tensor([by_type[kind] for kind in self._types]).exp()
+
+    def _generation(self, candidates: Sequence[Sequence[float]], seeds: Sequence[int]) -> list[float]:
+        """The mean score of every candidate over tasks and seeds, task by task, so that what is drawn can be kept."""
+        sums = [0.0] * len(candidates)
+        for seed in seeds:
+            for task in range(len(self._tasks)):
+                for at, vector in enumerate(candidates):
+                    sums[at] += self._score(task, vector, seed)
+        self._keep()
+        return [total / (len(seeds) * len(self._tasks)) for total in sums]
+
+    def _score(self, task: int, vector: Sequence[float], seed: int) -> float:
+        """A run's score: kept from before a break, or made now."""
+        if self._asked == len(self._scores):
+            self._scores.append(self._made(task, self._sigma(vector), seed))
+        self._asked += 1
+        return self._scores[self._asked - 1]
+
+    def _made(self, index: int, sigma: Tensor, seed: int) -> float:
+        """The score of a run with σ [B] from the base's weights, which the model has again afterwards."""
+        task, tuner = self._tasks[index], self._tuners[index]
+        bound = replace(tuner, network=constant_network(tuner.network, sigma))
+        if index not in self._before:
+            self._before[index] = self._loss(task)
+        try:
+            self._run(task, bound, seed)
+            return log_ratio(self._loss(task), self._before[index])
+        finally:
+            self._put_back()
+
+    def _run(self, task: Task, tuner: BoundTuner, seed: int) -> None:
+        """A fine-tuning run in place; it ends early where its losses stay not finite."""
+        config = self._config
+        method = get_optimizer(
+            "zo-finetuner",
+            lr=GAUSS_NEWTON_RATE,
+            epsilon=config.epsilon,
+            directions=config.recommended_directions,
+            estimator=config.recommended_estimator,
+            tuner=tuner,
+        )
+        optimizer = ZerothOrder(
+            self._model, method, seed=seed, noise=config.noise, keep_bytes=config.keep_noise_mib << 20
+        )
+        steps, in_a_row = method.steps_within(config.outcome_forwards), 0
+        for step, batch in enumerate(islice(task.train_batches(config.batch_size, seed), steps)):
+            for group in optimizer.param_groups:
+                group["lr"] = scheduled(config.recommended_schedule, GAUSS_NEWTON_RATE, 0.0, step, steps)
+            skipped = optimizer.step_on(objective_on(task, self._model, [batch])).skipped
+            in_a_row = in_a_row + 1 if skipped else 0
+            if in_a_row == _GIVE_UP:
+                return
+
+    def _loss(self, task: Task) -> float:
+        """Mean loss over the batches that runs are judged on; not finite where one is."""
+        config = self._config
+        count = math.ceil(config.outcome_examples / config.batch_size)
+        seed = derived_seed("outcome batches", config.seed, task.name)
+        with torch.inference_mode(), evaluating(self._model):
+            batches = islice(task.train_batches(config.batch_size, seed), count)
+            losses = [float(task.loss(self._model, batch)) for batch in batches]
+        return math.fsum(losses) / len(losses)
+
+
+class SearchingRun(FinishedRun, Protocol):
+    """What a search needs of a run besides."""
+
+    tuner: Tuner
+    base: BaseWeights
+    outcomes: list[float]
+
+    def save(self) -> None: ...
+
+
+def learn_by_outcomes(run: SearchingRun, parts: LearnedParts) -> dict[str, Any]:
+    """Search, put what was found into the run's networks, and return what the provenance says of it."""
+    search = Outcomes(
+        run.model,
+        run.blocks,
+        run.tasks,
+        run.config,
+        tuners_without(run, parts),
+        run.base.put_back,
+        run.outcomes,
+        keep=run.save,
+        say=lambda text: note(run.reporter, text),
+    )
+    found = search.search()
+    run.tuner.network.load_state_dict(constant_network(run.tuner.network, found.sigma).state_dict())
+    return found.to_dict(len(run.outcomes))
+
+
+def _line(number: int, count: int, entry: dict[str, Any]) -> str:
+    best, median = math.exp(entry["best"]), math.exp(entry["median"])
+    return (
+        f"outcomes: generation {number} of {count}, runs end at {median:.3f} of the loss before (median), "
+        f"{best:.3f} (best); step size {entry['step']:.2f}"
+    )
+
+
+def _verdict(found: Found) -> str:
+    logs = ", ".join(f"{kind} {math.exp(value):.3g}" for kind, value in found.by_type.items())
+    verdict = "kept" if found.better else "no better, so σ stays 1"
+    return (
+        f"outcomes: σ by module type {logs}; runs end at {math.exp(found.score):.3f} of the loss before, "
+        f"with σ = 1 at {math.exp(found.plain):.3f}: {verdict}"
+    )
