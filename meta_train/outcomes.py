@@ -54,6 +54,9 @@ from zoft.tuner.pertnn import PertNN
 #: Standard deviation of log σ at the first generation, and the part of the bound that a mean may reach.
 _SPREAD, _REACH = 1.0, 0.999
 
+#: Runs between two lines of progress.
+_EVERY = 20
+
 #: A run ends after so many steps in a row whose losses are not finite.
 _GIVE_UP = 10
 
@@ -142,6 +145,12 @@ class Outcomes:
         self._asked = 0
         self._before: dict[int, float] = {}
 
+    @property
+    def runs(self) -> int:
+        """Runs that a search makes."""
+        config = self._config
+        return len(self._tasks) * (config.outcome_generations * config.outcome_population + 2 * config.outcome_checks)
+
     def search(self) -> Found:
         """Generations of CMA-ES, then the mean beside σ = 1.
 
@@ -154,6 +163,7 @@ class Outcomes:
                 "all blocks of the model are of one module type: there is nothing to compare",
                 "Set learn_sigma instead.",
             )
+        self._say(f"outcomes: a search of {self.runs} runs of {config.outcome_forwards} forward passes each")
         generator = np.random.default_rng((derived_seed("outcomes", config.seed), config.outcome_generations))
         count, bound = len(kinds), config.network.bound * _REACH
         strategy = cma_es(
@@ -196,6 +206,8 @@ class Outcomes:
         """A run's score: kept from before a break, or made now."""
         if self._asked == len(self._scores):
             self._scores.append(self._made(task, self._sigma(vector), seed))
+            if len(self._scores) % _EVERY == 0:
+                self._say(f"outcomes: {len(self._scores)} of {self.runs} runs")
         self._asked += 1
         return self._scores[self._asked - 1]
 

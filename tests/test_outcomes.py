@@ -69,14 +69,34 @@ def sigma_of(tuner: Tuner) -> torch.Tensor:
     return found
 
 
+class Notes:
+    """A reporter that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def scalars(self, step: int, values: Any) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        self.said.append(text)
+
+    def close(self) -> None:
+        pass
+
+
 def test_what_is_planted_is_found_and_the_model_left_as_it_was() -> None:
-    model = build(Net, scale=0)
-    tuner = meta_train(model, [task("one"), task("two", seed=900)], config())
+    model, notes = build(Net, scale=0), Notes()
+    tuner = meta_train(model, [task("one"), task("two", seed=900)], config(), reporter=notes)
+    said = [text.removeprefix("outcomes: ") for text in notes.said if text.startswith("outcomes: ")]
+    assert said[:2] == ["a search of 68 runs of 180 forward passes each", "generation 1 of 5" + said[1][17:]]
+    assert [text for text in said if text.endswith("runs")] == [f"{count} of 68 runs" for count in (20, 40, 60)]
+    assert said[-1].endswith(": kept")
     useful, noisy = sigma_of(tuner).tolist()
     assert useful > 3 * noisy
     assert not any(parameter.any() for parameter in model.parameters())
     found = tuner.provenance["outcomes"]
-    assert found["runs"] == 2 * (5 * 6 + 2 * 2)
+    assert found["runs"] == 2 * (5 * 6 + 2 * 2) == 68
     assert found["checked"]["kept"]
     assert found["checked"]["found"] < found["checked"]["sigma_1"] - 0.1
     assert found["log_sigma"]["useful"] > found["log_sigma"]["noisy"]
@@ -103,7 +123,9 @@ def test_sigma_stays_one_where_the_mean_is_no_better(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr("meta_train.outcomes.log_ratio", lambda final, zero: 0.0)  # every run is as good as every other
     inputs = randn(8, 4)
-    tuner = meta_train(build(Twins), [FunctionTask("t", [(inputs, inputs.sum(1))], squared)], config(outcome_generations=2))
+    tuner = meta_train(
+        build(Twins), [FunctionTask("t", [(inputs, inputs.sum(1))], squared)], config(outcome_generations=2)
+    )
     assert sigma_of(tuner).tolist() == [1.0, 1.0]
     assert not tuner.provenance["outcomes"]["checked"]["kept"]
 
