@@ -89,9 +89,8 @@ class Found:
         Args:
             runs: made by the search.
         """
-        by_type = {kind: round(value, DECIMALS) for kind, value in self.by_type.items()}
         checked = {"found": math.exp(self.score), "sigma_1": math.exp(self.plain), "kept": self.better}
-        return {"runs": runs, "log_sigma": by_type, "checked": checked, "generations": self.trail}
+        return {"runs": runs, "log_sigma": self.by_type, "checked": checked, "generations": self.trail}
 
 
 def constant_network(network: PertNN, sigma: Tensor) -> PertNN:
