@@ -23,26 +23,27 @@ Control = Callable[[Tuner, nn.Module, int], Tuner | str]
 
 
 def untrained(tuner: Tuner, model: nn.Module, seed: int) -> Tuner | str:
-    """The same networks at the initial values that the seed gives, without a structure: where meta-training began.
+    """The same networks at the initial values that the seed gives, without structure or turns: as meta-training began.
 
     What of the tuner is a rule and not learned, such as its normalisation, stays.
     """
     network = PertNN(len(tuner.config.blocks.names), tuner.config.network, seed)
-    return Tuner(tuner.structured(None).config, network)
+    config = tuner.structured(None).config.model_copy(update={"turns": None})
+    return Tuner(config, network)
 
 
 def permuted(tuner: Tuner, model: nn.Module, seed: int) -> Tuner | str:
     """The learned scales, dealt out to the blocks in another order: the same spread without what was learned.
 
     The σ that block i's network gives is used for block π(i), with a fixed random π that leaves no block in its
-    place, and so are the share and the weight of a structure, whose factors stay. ν is computed for the scales as
-    they are used.
+    place, and so are the share and the weight of a structure, whose factors stay, and the blocks' turns. ν is computed
+    for the scales as they are used.
     """
     output, structure = tuner.network.out, tuner.structure
     alike = not bool(output.weight.any()) and len(output.bias.unique()) == 1
     if structure is not None:
         alike = alike and len(structure.share.unique()) == len(structure.weight.unique()) == 1
-    if alike:
+    if alike and tuner.config.turns is None:
         return "it has the same scale for every block"
     if len(Blocks.of(model)) < 2:
         return "the base has a single block"
@@ -101,7 +102,9 @@ class PermutedTuner(Tuner):
             mixed = replace(structure, share=structure.share[order], weight=structure.weight[order])
             bound = Tuner.bind(self.structured(mixed), model, batch_size)
         values = {part.name: getattr(bound, part.name) for part in fields(bound)}
-        return _PermutedBound(**values, order=derangement(len(Blocks.of(model)), self.order_seed))
+        order = derangement(len(Blocks.of(model)), self.order_seed)
+        values["turns"] = tuple(bound.turns[at] for at in order.tolist()) if bound.turns else ()
+        return _PermutedBound(**values, order=order)
 
 
 def derangement(count: int, seed: int) -> Tensor:

@@ -149,9 +149,9 @@ def test_a_tasks_loss_is_the_mean_of_its_parts(name: str) -> None:
 def test_a_damped_step_does_not_depend_on_damping_where_all_is_alike() -> None:
     slopes = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
     for damping in (0.01, 1.0, 50.0):
-        step = damped_step(4.0 * torch.eye(3, dtype=torch.float64), slopes, 4.0, damping)
+        step = damped_step(4.0 * torch.eye(3, dtype=torch.float64), slopes, torch.full((3,), 4.0), damping)
         assert torch.allclose(step, slopes / 4.0, rtol=1e-12)
-    assert not damped_step(torch.zeros(3, 3, dtype=torch.float64), slopes, 0.0, 1.0).any()
+    assert not damped_step(torch.zeros(3, 3, dtype=torch.float64), slopes, torch.zeros(3), 1.0).any()
 
 
 def transcript(

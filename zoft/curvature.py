@@ -77,17 +77,18 @@ def gauss_newton(losses: Tensor, slopes: Tensor, weights: Tensor) -> Tensor:
     return (slopes * (weights * margin_curvature(losses))) @ slopes.mT
 
 
-def damped_step(matrix: Tensor, slopes: Tensor, mean: float, damping: float) -> Tensor:
-    """(1 + κ)·(G + κ·T·I)⁻¹·c, [n]: what takes the place of the projected gradients c [n].
+def damped_step(matrix: Tensor, slopes: Tensor, means: Tensor, damping: float) -> Tensor:
+    """(1 + κ)·(G + κ·diag(T))⁻¹·c, [n]: what takes the place of the projected gradients c [n].
 
-    For directions along which nothing is known but the mean curvature T, G = T·I, it is c/T whatever κ is.
+    For directions along which nothing is known but the mean curvature, G = diag(T), it is c/T whatever κ is.
 
     Args:
-        mean: T; without curvature or slopes the result is 0.
+        means: T of every direction [n]; along directions without curvature the result is 0.
         damping: κ.
     """
-    if not mean > 0:
-        return torch.zeros_like(slopes)
-    steadied = matrix + damping * mean * torch.eye(len(slopes), dtype=matrix.dtype)
-    solved: Tensor = torch.linalg.solve(steadied, slopes)
-    return (1 + damping) * solved
+    step = torch.zeros_like(slopes)
+    curved = means > 0
+    if bool(curved.any()):
+        steadied = matrix[curved][:, curved] + damping * torch.diag(means[curved])
+        step[curved] = (1 + damping) * torch.linalg.solve(steadied, slopes[curved])
+    return step

@@ -196,9 +196,10 @@ def factors(bound: BoundTuner, layout: Layout) -> Tensor | None:
     """What multiplies the entries of a tuner's directions, a row [width], where it is the same at every step.
 
     Returns:
-        None where the networks see what changes during a run, or a low rank is mixed in.
+        None where the networks see what changes during a run, a low rank is mixed in, or blocks take turns.
     """
-    if bool(bound.network.out.weight.any()) or (bound.structure is not None and not bound.structure.by_entry):
+    mixed = bound.structure is not None and not bound.structure.by_entry
+    if bound.turns or mixed or bool(bound.network.out.weight.any()):
         return None
     state = bound.init(layout.blocks)
     bound.begin(state, layout.blocks)

@@ -45,6 +45,7 @@ class ZOOptimizer(Config):
         published: the learning rates and ε that its paper or public code used, with the place.
         parts: which parts it replaces: "direction", "update".
         refuses: estimators that it cannot use, each with the reason.
+        every_block: whether each direction has to be of every block, so that a tuner's blocks cannot take turns.
         needs_loss_zero: whether a step measures the loss at θ too.
         trials: multiples of the proposed step whose losses are measured before it is taken.
         stacks: whether the verbs also take several runs at once (:mod:`zoft.stack`): tensors that begin with a
@@ -59,6 +60,7 @@ class ZOOptimizer(Config):
     published: ClassVar[str]
     parts: ClassVar[tuple[str, ...]] = ()
     refuses: ClassVar[Mapping[str, str]] = {}
+    every_block: ClassVar[bool] = False
     needs_loss_zero: ClassVar[bool] = False
     trials: ClassVar[tuple[int, ...]] = ()
     stacks: ClassVar[Literal["entries", "blocks"] | None] = None
@@ -87,6 +89,8 @@ class ZOOptimizer(Config):
             raise ValueError(
                 f"the tuner's step-size head needs the losses on both sides, and the estimator is {self.estimator}"
             )
+        if self.every_block and self.tuner is not None and self.tuner.turns:
+            raise ValueError(f"{self.name} needs directions of every block, and the tuner's blocks take turns")
         for name in type(self).model_fields:
             if not name.endswith("_schedule"):
                 continue
@@ -139,15 +143,11 @@ class ZOOptimizer(Config):
 
     def rate(self, state: State, probes: Sequence[Probe]) -> float:
         """What multiplies the learning rate in the step of ``probes``: 1 without a step-size head."""
-        rule = self.tuner.step_rule if self.tuner else None
-        return rule.rate(state, probes) if rule is not None else 1.0
+        return self.tuner.rate(state, probes) if self.tuner else 1.0
 
     def weigh(self, state: State, probes: Sequence[Probe]) -> Sequence[Probe]:
         """The probes as the update sees them: with the slopes that a step-size head makes of them, else as they are."""
-        rule = self.tuner.step_rule if self.tuner else None
-        if self.tuner is None or rule is None:
-            return probes
-        return rule.weigh(state, probes, self.tuner.batch_size)
+        return self.tuner.weigh(state, probes) if self.tuner else probes
 
     def epsilon_at(self, step: int) -> float:
         """The perturbation scale ε of a step."""
@@ -189,8 +189,12 @@ class ZOOptimizer(Config):
     def draw(self, noise: Noise, key: Key, span: Span) -> Tensor:
         """u over ``span``, float32 of shape [len(span)]: what :meth:`direction` makes z of.
 
-        That is :meth:`raw`, into which a tuner's structure of low rank is mixed.
+        That is :meth:`raw`, into which a tuner's structure of low rank is mixed; 0 where a tuner's blocks take turns
+        and it is not this one's.
         """
+        if self.tuner is not None and not self.tuner.takes(key, span.block, self.directions):
+            parameter = span.block.parameter
+            return torch.zeros(len(span), dtype=working_dtype(parameter.dtype), device=parameter.device)
         u = self.raw(noise, key, span)
         if self.tuner is None or self.tuner.structure is None:
             return u

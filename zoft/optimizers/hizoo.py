@@ -52,6 +52,8 @@ class HiZOO(ZOOptimizer):
     )
     parts: ClassVar[tuple[str, ...]] = ("direction",)
     refuses: ClassVar[Mapping[str, str]] = {"one-sided": _NO_CURVATURE, "derivative": _NO_CURVATURE}
+    # H learns from every entry of every direction.
+    every_block: ClassVar[bool] = True
     needs_loss_zero: ClassVar[bool] = True
     stacks: ClassVar[Literal["entries", "blocks"] | None] = "entries"
 

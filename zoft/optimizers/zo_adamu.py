@@ -60,6 +60,8 @@ class ZOAdaMU(ZOOptimizer):
         "full fine-tuning of OPT-13B and RoBERTa-large (Table 3)."
     )
     parts: ClassVar[tuple[str, ...]] = ("direction", "update")
+    # The momentum is in every direction.
+    every_block: ClassVar[bool] = True
 
     warmup_steps: int = Field(1024, ge=0, description="Steps T₁ without momentum (Table 3).")
     anneal_steps: int = Field(16000, ge=1, description="Step T₂ at which α, β₁ and β₂ are at their last values.")

@@ -39,6 +39,7 @@ from zoft.tuner.index import check_listed, resolve_tuner
 from zoft.tuner.normalization import NormalizationConfig
 from zoft.tuner.pertnn import NetworkConfig, PertNN
 from zoft.tuner.structure import PREFIX, Structure
+from zoft.tuner.turns import renumbered
 
 _log = logging.getLogger(__name__)
 
@@ -138,6 +139,7 @@ class Tuner:
             found.notes,
             self.structure.bind(found.names, found.shapes) if self.structure is not None else None,
             self.config.step_rule,
+            renumbered([self.config.turns.of[row] for row in found.rows]) if self.config.turns is not None else (),
         )
 
     @property
@@ -149,6 +151,8 @@ class Tuner:
         digest.update(weights_hash(self.network).encode())
         if self.config.step_rule is not None:
             digest.update(json.dumps(self.config.step_rule.to_dict(), sort_keys=True).encode())
+        if self.config.turns is not None:
+            digest.update(json.dumps(self.config.turns.to_dict(), sort_keys=True).encode())
         if self.structure is not None:
             digest.update(json.dumps(self.structure.config.to_dict(), sort_keys=True).encode())
             self.structure.digest(digest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,12 +11,14 @@ from torch import Tensor
 
 from zoft.blocks import Block, Blocks
 from zoft.errors import UsageError
+from zoft.noise import Key
 from zoft.step import Probe, State
 from zoft.tuner.features import FeatureConstants, block_statistics, features
 from zoft.tuner.normalization import NormalizationConfig, effective_sizes, normalization
 from zoft.tuner.parts import BoundStructure
 from zoft.tuner.pertnn import PertNN
 from zoft.tuner.step_rule import StepRuleConfig
+from zoft.tuner.turns import turn_at
 
 #: Names in a method's state: σ as the networks gave it, ν·σ, and the last losses.
 SIGMA, SCALE, LOSSES = "tuner/sigma", "tuner/scale", "tuner/losses"
@@ -26,7 +29,8 @@ class BoundTuner:
     """PertNNs in the order of a model's blocks, and the structure within the blocks where there is one.
 
     A block's direction has the covariance ν²·σ_i²·S_i, S_i = I without a structure. ν takes the blocks' traces
-    into account: Σ w_i·ν²·σ_i²·tr(S_i)/d_i = Σ w_i, so that learning rates mean what they mean without one.
+    into account: Σ w_i·ν²·σ_i²·tr(S_i)/d_i = Σ w_i, so that learning rates mean what they mean without one. Where
+    blocks take K turns, z is √K times as large in those whose turn it is: over a cycle the covariance is the same.
 
     Attributes:
         network: the PertNNs, one row a block.
@@ -36,6 +40,7 @@ class BoundTuner:
         notes: what binding had to note, such as a resized vocabulary.
         structure: S_i of every block; None is I.
         step_rule: the step-size head; None leaves the learning rate as it is.
+        turns: of every block its turn, from 0 (:mod:`zoft.tuner.turns`); empty where every direction is of all blocks.
     """
 
     network: PertNN
@@ -45,6 +50,25 @@ class BoundTuner:
     notes: tuple[str, ...] = ()
     structure: BoundStructure | None = None
     step_rule: StepRuleConfig | None = None
+    turns: tuple[int, ...] = ()
+
+    @property
+    def turn_count(self) -> int:
+        """K, 1 where there are no turns."""
+        return max(self.turns, default=0) + 1
+
+    def takes(self, key: Key, block: Block, directions: int) -> bool:
+        """Whether a direction of a step of so many is one of ``block``."""
+        if not self.turns:
+            return True
+        return self.turns[block.index] == turn_at(key.step, key.draw, directions, self.turn_count)
+
+    def turns_of(self, probes: Sequence[Probe]) -> Sequence[int]:
+        """Whose turn every direction of a step was; empty where there are no turns."""
+        if not self.turns:
+            return ()
+        count = len(probes)
+        return [turn_at(probe.key.step, probe.key.draw, count, self.turn_count) for probe in probes]
 
     def check(self, blocks: Blocks) -> None:
         """Raise a UsageError if the tuner was bound to another number of trainable blocks."""
@@ -59,7 +83,7 @@ class BoundTuner:
         """σ = 1 and losses 0 before the first step, float32 on the CPU."""
         count = len(blocks)
         state = {SIGMA: torch.ones(count), SCALE: torch.ones(count), LOSSES: torch.zeros(2)}
-        return state | (self.step_rule.init() if self.step_rule is not None else {})
+        return state | (self.step_rule.init(self.turn_count) if self.step_rule is not None else {})
 
     def sigma(self, statistics: Tensor, losses: Tensor, previous: Tensor) -> Tensor:
         """σ [B] from block statistics [B, 2], the last losses [2] and the last σ [B]; differentiable."""
@@ -81,8 +105,19 @@ class BoundTuner:
         return normalization(spread, sizes, self.normalization) * sigma
 
     def scale(self, state: State, block: Block) -> float:
-        """ν·σ_i of this step."""
-        return float(state[SCALE][block.index])
+        """ν·σ_i of this step, times √K."""
+        scale = float(state[SCALE][block.index])
+        return scale * math.sqrt(self.turn_count) if self.turns else scale
+
+    def rate(self, state: State, probes: Sequence[Probe]) -> float:
+        """What multiplies the learning rate: 1 without a step-size head."""
+        return 1.0 if self.step_rule is None else self.step_rule.rate(state, probes, self.turns_of(probes))
+
+    def weigh(self, state: State, probes: Sequence[Probe]) -> Sequence[Probe]:
+        """The probes with the slopes that a step-size head makes of them, else as they are."""
+        if self.step_rule is None:
+            return probes
+        return self.step_rule.weigh(state, probes, self.batch_size, self.turns_of(probes))
 
     def end(self, state: State, probes: Sequence[Probe]) -> None:
         """Keep the losses, averaged over the directions, for the next step's σ, and what the step-size head keeps."""
@@ -90,4 +125,4 @@ class BoundTuner:
         plus, minus = sum(p.loss_plus for p in probes) / count, sum(p.loss_minus for p in probes) / count
         state[LOSSES].copy_(torch.tensor([plus, minus]))
         if self.step_rule is not None:
-            self.step_rule.end(state, probes, self.batch_size)
+            self.step_rule.end(state, probes, self.batch_size, self.turns_of(probes))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from zoft.blocks import signature_of
 from zoft.config import Config
@@ -15,6 +15,7 @@ from zoft.tuner.normalization import NormalizationConfig
 from zoft.tuner.pertnn import NetworkConfig
 from zoft.tuner.step_rule import StepRuleConfig
 from zoft.tuner.structure import StructureConfig
+from zoft.tuner.turns import TurnsConfig
 
 #: Version of the layout on disk, apart from the package's. A zoft that reads a format reads it for good.
 FORMAT = 1
@@ -89,7 +90,7 @@ class Recommended(Config):
 
 
 #: Sections that a tuner may lack.
-_PARTS = ("structure", "step_rule")
+_PARTS = ("structure", "step_rule", "turns")
 
 
 class TunerConfig(Config):
@@ -111,7 +112,20 @@ class TunerConfig(Config):
     step_rule: StepRuleConfig | None = Field(
         None, description="The step-size head: how the learning rate follows a run's losses; absent where it does not."
     )
+    turns: TurnsConfig | None = Field(
+        None, description="Which blocks a direction perturbs; absent where every direction perturbs all."
+    )
     weights_sha256: str | None = Field(None, description=f"Hash of {WEIGHTS_FILE}; filled in when it is written.")
+
+    @model_validator(mode="after")
+    def _turns_are_possible(self) -> Self:
+        if self.turns is None:
+            return self
+        if len(self.turns.of) != len(self.blocks.names):
+            raise ValueError(f"turns for {len(self.turns.of)} blocks, and there are {len(self.blocks.names)}")
+        if self.step_rule is not None and self.step_rule.two_sided:
+            raise ValueError(f"the step-size head {self.step_rule.kind} has one curvature, and the blocks take turns")
+        return self
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able values; parts that the tuner does not have are left out, as before there were any."""

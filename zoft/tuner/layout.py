@@ -187,7 +187,7 @@ def _check_blocks(file: Path, table: BlockTable) -> None:
 
 def _check_parts(file: Path, content: Mapping[str, Any], config: TunerConfig) -> None:
     """The parts that a tuner may have state everything, and a structure is for blocks of known shapes."""
-    sections = {"structure": config.structure, "step_rule": config.step_rule}
+    sections = {"structure": config.structure, "step_rule": config.step_rule, "turns": config.turns}
     for section, part in sections.items():
         lacking = [key for key in part.to_dict() if key not in content[section]] if part is not None else []
         if lacking:
