@@ -156,6 +156,11 @@ class MetaTrainConfig(Config):
     structure_storage: Literal["float16", "float32"] = Field(
         "float16", description="How the structure is stored: half the bytes, or exactly."
     )
+    turns: Literal["none", "types", "signal"] = Field(
+        "none",
+        description="Directions of all blocks; of one module type after the other; or of one of two parts of the"
+        " types after the other, those with the most signal over noise.",
+    )
     step_size: Literal["none", "curvature", "slopes", "gauss-newton"] = Field(
         "slopes",
         description="Step-size head: none, or a learning rate that follows the curvature measured by an occasional"
@@ -225,6 +230,10 @@ class MetaTrainConfig(Config):
                 raise ValueError("outcomes set a constant σ: no learn_sigma, network init neutral, output not abs")
         if self.objective == "expected" and self.meta_gradient != "closed-form":
             raise ValueError("the expected objective unrolls nothing; leave meta_gradient at closed-form")
+        if self.turns == "signal" and self.objective != "expected":
+            raise ValueError("turns signal compares the minibatches of objective expected; set it too")
+        if self.turns != "none" and self.step_size == "curvature":
+            raise ValueError("the step-size head curvature has one curvature for all turns; take another step_size")
         if self.step_size == "curvature" and self.recommended_estimator != "central":
             raise ValueError("the step-size head curvature needs both sides; step_size slopes does not")
         if self.structure_from == "signal" and self.structure != "none":
@@ -238,6 +247,13 @@ class MetaTrainConfig(Config):
     def horizon(self) -> int:
         """Sampled steps of a meta-step: K, or with the expected objective the one that the weights are moved by."""
         return 1 if self.objective == "expected" else self.lookahead_steps
+
+    @property
+    def batches_per_visit(self) -> int:
+        """Minibatches of a task that a meta-step takes."""
+        if self.objective == "expected":
+            return self.gradient_batches
+        return 1 if self.lookahead_batch == "same" else self.lookahead_steps + 1
 
     def inner_rate(self, tasks: int, lookahead_lr: float) -> float:
         """Learning rate of the inner steps with so many tasks (first-order as published: 0.01, 0.05)."""

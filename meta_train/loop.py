@@ -18,12 +18,13 @@ from meta_train.lookahead import LearnedStep, Lookahead, look_ahead, restored
 from meta_train.meta_gradient import closed_form, into_networks
 from meta_train.moments import Moments, model_bytes
 from meta_train.network_optimizer import NetworkOptimizer
-from meta_train.outcomes import learn_by_outcomes
+from meta_train.outcomes import check_outcomes, learn_by_outcomes
 from meta_train.parts import LearnedParts, learned_parts, recommended_rate
 from meta_train.report import Reporter
 from meta_train.signal import BatchGradients, Signal, batch_gradients
 from meta_train.signal_scales import SignalScales
 from meta_train.trajectory import TRAJECTORIES, BaseWeights, Trajectory
+from meta_train.turns import check_turns
 from zoft.blocks import Blocks
 from zoft.errors import DivergedError, Interrupted, UsageError
 from zoft.noise import Key, get_noise
@@ -84,7 +85,9 @@ def meta_train(
     config = config or MetaTrainConfig()
     folder = None if output_dir is None else Path(output_dir)
     blocks = Blocks.of(model)
-    feed = Feed(tasks, config.batch_size, config.seed, _batches_per_visit(config), config.task_order == "shuffled")
+    check_turns(config, blocks)
+    check_outcomes(config, blocks)
+    feed = Feed(tasks, config.batch_size, config.seed, config.batches_per_visit, config.task_order == "shuffled")
     asked = checkpoint.identity(config, feed.names, blocks)
     finished = _finished(folder, asked, resume, reporter)
     if finished is not None:
@@ -98,12 +101,6 @@ def meta_train(
     finally:
         run.base.put_back()
     return run.finish()
-
-
-def _batches_per_visit(config: MetaTrainConfig) -> int:
-    if config.objective == "expected":
-        return config.gradient_batches
-    return 1 if config.lookahead_batch == "same" else config.lookahead_steps + 1
 
 
 def _finished(folder: Path | None, asked: dict[str, Any], resume: Resume, reporter: Reporter | None) -> Tuner | None:
@@ -388,7 +385,8 @@ class _Run:
             estimator=config.recommended_estimator,
             schedule=config.recommended_schedule,
         )
-        tuner_config = self.tuner.config.model_copy(update={"recommended": recommended, "step_rule": parts.rule})
+        learned = {"recommended": recommended, "step_rule": parts.rule, "turns": parts.turns}
+        tuner_config = self.tuner.config.model_copy(update=learned)
         self.tuner.network.requires_grad_(False)
         tuner = Tuner(tuner_config, self.tuner.network, provenance).structured(parts.structure)
         if self.folder is not None:

@@ -41,7 +41,7 @@ from meta_train.report import note
 from meta_train.trajectory import BaseWeights
 from zoft.blocks import Blocks
 from zoft.errors import UsageError
-from zoft.evolution import DECIMALS, cma_es, log_ratio
+from zoft.evolution import DECIMALS, cma_es, cma_library, log_ratio
 from zoft.objective import evaluating
 from zoft.optimizers import ZerothOrder, get_optimizer
 from zoft.optimizers.schedule import scheduled
@@ -109,6 +109,21 @@ def constant_network(network: PertNN, sigma: Tensor) -> PertNN:
     return made.requires_grad_(False)
 
 
+def check_outcomes(config: MetaTrainConfig, blocks: Blocks) -> None:
+    """Before anything is computed for a search: whether it can be made.
+
+    Raises:
+        UsageError: ``cma`` is not installed, or the model has one module type.
+    """
+    if not config.outcome_generations:
+        return
+    if len(set(module_types(blocks))) < 2:
+        raise UsageError(
+            "all blocks of the model are of one module type: there is nothing to compare", "Set learn_sigma instead."
+        )
+    cma_library()
+
+
 class Outcomes:
     """Runs of tuners on the tasks, from the base's weights, and the search by what they end at.
 
@@ -151,17 +166,8 @@ class Outcomes:
         return len(self._tasks) * (config.outcome_generations * config.outcome_population + 2 * config.outcome_checks)
 
     def search(self) -> Found:
-        """Generations of CMA-ES, then the mean beside σ = 1.
-
-        Raises:
-            UsageError: ``cma`` is not installed, or the model has one module type.
-        """
+        """Generations of CMA-ES, then the mean beside σ = 1."""
         config, kinds = self._config, self.kinds
-        if len(kinds) < 2:
-            raise UsageError(
-                "all blocks of the model are of one module type: there is nothing to compare",
-                "Set learn_sigma instead.",
-            )
         self._say(f"outcomes: a search of {self.runs} runs of {config.outcome_forwards} forward passes each")
         generator = np.random.default_rng((derived_seed("outcomes", config.seed), config.outcome_generations))
         count, bound = len(kinds), config.network.bound * _REACH

@@ -12,15 +12,20 @@ from meta_train import report
 from meta_train.config import MetaTrainConfig
 from meta_train.edge import Measured, measure
 from meta_train.moments import model_bytes
+from meta_train.signal import Signal
 from meta_train.signal_scales import SignalScales
+from meta_train.turns import described as described_turns
+from meta_train.turns import learned_turns
 from zoft.blocks import Blocks
 from zoft.noise import get_noise
 from zoft.perturb import Perturber
 from zoft.step import State
 from zoft.tuner.bound import BoundTuner
 from zoft.tuner.config import CONSTANT
+from zoft.tuner.module_types import module_types
 from zoft.tuner.step_rule import StepRuleConfig
 from zoft.tuner.structure import Structure, described
+from zoft.tuner.turns import TurnsConfig
 
 #: The learning rate of the step-size head gauss-newton, which has no units: best or nearly so on development tasks of
 #: three bases, with eight directions and a rate that falls to 0 (docs/learning.md).
@@ -38,6 +43,7 @@ class FinishedRun(Protocol):
     reporter: Any
     lookahead_lr: float
     moments: Any
+    signal: Signal | None
     histories: list[State]
     bound: BoundTuner
 
@@ -47,13 +53,14 @@ class LearnedParts:
     """What :func:`learned_parts` gives.
 
     Attributes:
-        structure, rule: None where there is none.
+        structure, rule, turns: None where there are none.
         edge: the rate at the edge for the tuner's own directions.
     """
 
     structure: Structure | None
     rule: StepRuleConfig | None
     edge: float
+    turns: TurnsConfig | None = None
 
 
 def learned_parts(run: FinishedRun) -> LearnedParts:
@@ -63,24 +70,35 @@ def learned_parts(run: FinishedRun) -> LearnedParts:
     step-size head or the expected objective nothing is measured, and the edge is MeZO's.
     """
     config = run.config
+    turns = _turns(run)
     if run.moments is None and config.step_size == "none" and config.objective == "lookahead":
-        return LearnedParts(None, None, run.lookahead_lr)
+        return LearnedParts(None, None, run.lookahead_lr, turns)
     plain = _measured(run, None, learned=False)
     structure = _structure(run, plain.edge) if run.moments is not None else None
     mine = _measured(run, structure, learned=True)
-    return LearnedParts(structure, _step_rule(config, mine), run.lookahead_lr * mine.edge / plain.edge)
+    return LearnedParts(structure, _step_rule(config, mine), run.lookahead_lr * mine.edge / plain.edge, turns)
 
 
 def tuners_without(run: FinishedRun, parts: LearnedParts) -> list[BoundTuner]:
-    """For every task the run's tuner with the structure that the other tasks say, where that can be told."""
+    """For every task the run's tuner with the structure and turns that the other tasks say, where that can be told."""
     tuners = []
     for index in range(len(run.tasks)):
         structure = parts.structure
         if structure is not None and isinstance(run.moments, SignalScales) and len(run.tasks) > 1:
             structure = run.moments.structure(float(structure.share.max()), without=index)
         bound = structure.bind(run.blocks.names, run.blocks.shapes) if structure is not None else None
-        tuners.append(replace(run.bound, structure=bound, step_rule=parts.rule))
+        left_out = index if len(run.tasks) > 1 else None
+        turns = tuple(learned_turns(run.config, run.blocks, run.signal, left_out) or ())
+        tuners.append(replace(run.bound, structure=bound, step_rule=parts.rule, turns=turns))
     return tuners
+
+
+def _turns(run: FinishedRun) -> TurnsConfig | None:
+    found = learned_turns(run.config, run.blocks, run.signal)
+    if found is None:
+        return None
+    report.note(run.reporter, f"turns: {described_turns(found, module_types(run.blocks))}")
+    return TurnsConfig(of=found)
 
 
 def recommended_rate(config: MetaTrainConfig, parts: LearnedParts) -> float:

@@ -364,6 +364,11 @@ def test_a_score_orders_runs_and_lets_none_outweigh_the_others() -> None:
     assert found[2] == pytest.approx(math.log(0.5))
 
 
+def test_a_score_after_a_loss_of_0_tells_only_whether_it_stayed() -> None:
+    assert log_ratio(0.0, 0.0) == 0.0
+    assert log_ratio(1e-9, 0.0) == CEILING
+
+
 def test_the_cost_is_said_beforehand(tmp_path: Path) -> None:
     lines = cost(config(tmp_path, generations=3, population=4, workers=2), factory=planted_bench)
     assert lines[0] == "search scales: 2 coordinates (useful, useless) and log lr"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,13 @@ def test_refuses_what_it_cannot_compare() -> None:
     only = FunctionTask("t", [randn(8, 4)], lambda model, batch: model(batch).square().mean())
     with pytest.raises(UsageError, match="one module type"):
         meta_train(model, [only], config())
+
+
+def test_without_the_library_nothing_is_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cma", None)
+    with pytest.raises(UsageError, match="needs the library cma"):
+        meta_train(build(Net), [task(after=0)], config(), output_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_recipe_searches_by_outcomes() -> None:

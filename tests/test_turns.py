@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +13,15 @@ import torch
 from torch import nn
 
 from finetune.controls import permuted, random_basis, untrained
+from meta_train import MetaTrainConfig, meta_train
+from meta_train.turns import best_part, described
+from tests.models import build, randn
 from zoft.blocks import Blocks
 from zoft.errors import ArtifactError, UsageError
 from zoft.noise import Key, get_noise, spans
 from zoft.optimizers import ZerothOrder, get_optimizer
 from zoft.step import Probe, raw_noise
+from zoft.tasks.function import FunctionTask
 from zoft.tuner import Tuner
 from zoft.tuner.step_rule import StepRuleConfig
 from zoft.tuner.turns import TurnsConfig, renumbered, turn_at
@@ -205,3 +210,94 @@ def test_controls_know_of_turns() -> None:
     plain = untrained(tuner, model, 0)
     assert isinstance(plain, Tuner)
     assert plain.bind(model).turns == ()
+
+
+class Two(nn.Module):
+    """Two maps of inputs of their own: a task is about the one or the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 1, bias=False)
+        self.second = nn.Linear(4, 1, bias=False)
+        self.third = nn.Linear(64, 1, bias=False)
+
+
+def about(name: str, part: str) -> FunctionTask:
+    """A linear function of the inputs of ``part``; those of the others are noise."""
+
+    def loss(model: nn.Module, batch: Any) -> torch.Tensor:
+        inputs = dict(zip(("first", "second", "third"), batch, strict=True))
+        found = sum(module(inputs[name]) for name, module in model.named_children())
+        return (found[:, 0] - 3 * inputs[part].sum(1)).square().mean()
+
+    batches = [tuple(randn(8, n, seed=3 * at + n) for n in (4, 4, 64)) for at in range(40)]
+    return FunctionTask(name, batches, loss)
+
+
+def settings(**changes: Any) -> MetaTrainConfig:
+    values = {"steps": 40, "batch_size": 8, "lookahead_lr": 1e-4, "restart_every": 10, "structure_storage": "float32"}
+    return MetaTrainConfig.build({**values, **changes})
+
+
+def test_types_take_turns_by_rule() -> None:
+    tuner = meta_train(build(three_layers), [FunctionTask("t", [randn(8, 4)], squared)], settings(turns="types"))
+    assert tuner.config.turns is not None
+    assert tuner.config.turns.of == [0, 1] * 3  # the layers of a sequence are alike: weights and biases
+
+
+def squared(model: nn.Module, batch: Any) -> torch.Tensor:
+    return model(batch).square().mean()
+
+
+def test_parts_are_those_that_the_tasks_tell_apart() -> None:
+    tasks = [about("a", "first"), about("b", "second")]
+    tuner = meta_train(build(Two), tasks, settings(turns="signal"))
+    assert tuner.config.turns is not None
+    first, second, _ = tuner.config.turns.of
+    assert first != second
+
+
+def test_the_best_parts_are_found_among_all() -> None:
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.rand(3, 6, generator=generator, dtype=torch.float64) + 0.1
+    signal = noise * torch.rand(3, 6, generator=generator, dtype=torch.float64)
+    scores = {}
+    for number in range(1, 2**5):
+        mask = torch.tensor([False] + [bool(number >> bit & 1) for bit in range(5)])
+        halves = [(signal[:, part].sum(1) / noise[:, part].sum(1)).square() for part in (mask, ~mask)]
+        scores[tuple(mask.tolist())] = float((halves[0] + halves[1]).log().mean())
+    assert tuple(best_part(signal, noise).tolist()) == max(scores, key=lambda mask: scores[mask])
+
+
+def test_many_types_are_parted_at_a_ratio() -> None:
+    noise = torch.ones(2, 20, dtype=torch.float64)
+    signal = torch.full((2, 20), 0.05, dtype=torch.float64)
+    signal[0, 7] = 0.9
+    assert best_part(signal, noise).nonzero().flatten().tolist() == [7]
+
+
+def test_a_model_of_one_type_is_refused_before_anything_is_computed(tmp_path: Path) -> None:
+    model = build(lambda: nn.Linear(4, 1, bias=False))
+    with pytest.raises(UsageError, match="one module type"):
+        meta_train(
+            model, [FunctionTask("t", [randn(8, 4)], squared)], settings(turns="types"), output_dir=tmp_path / "x"
+        )
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"turns": "signal", "objective": "lookahead", "learn_sigma": True, "structure": "none"}, "objective expected"),
+        ({"turns": "types", "step_size": "curvature", "recommended_estimator": "central"}, "one curvature"),
+    ],
+)
+def test_settings_that_turns_cannot_have(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        settings(**changes)
+
+
+def test_turns_are_said_by_type() -> None:
+    types = ["layers.q_proj", "layers.k_proj", "norms", "layers.q_proj"]
+    assert described([0, 0, 1, 0], types) == "q_proj, k_proj | norms"
+    assert described([1, 0], ["a.proj", "b.proj"]) == "b.proj | a.proj"

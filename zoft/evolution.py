@@ -17,6 +17,21 @@ CEILING, FLOOR = 1.0, -7.0
 DECIMALS = 4
 
 
+def cma_library() -> Any:
+    """The library ``cma``.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    try:
+        import cma
+    except ModuleNotFoundError:
+        raise UsageError(
+            "a search by evolution needs the library cma", "Install it: pip install 'zoft[research]'."
+        ) from None
+    return cma
+
+
 def cma_es(
     start: Sequence[float],
     spread: Sequence[float],
@@ -40,12 +55,6 @@ def cma_es(
     Raises:
         UsageError: the library is not installed.
     """
-    try:
-        import cma
-    except ModuleNotFoundError:
-        raise UsageError(
-            "a search by evolution needs the library cma", "Install it: pip install 'zoft[research]'."
-        ) from None
     options = {
         "popsize": population,
         "bounds": [-bound, bound],
@@ -56,15 +65,16 @@ def cma_es(
         "seed": math.nan,  # leaves numpy's global generator alone
         "verbose": -9,
     }
-    return cma.CMAEvolutionStrategy(list(start), 1.0, options)
+    return cma_library().CMAEvolutionStrategy(list(start), 1.0, options)
 
 
 def log_ratio(final: float, zero: float) -> float:
     """x = log(final / zero), at least FLOOR; above 0 x / (1 + x), below CEILING, which is what is not finite.
 
-    So no run that diverged outweighs all others, and of two that did the wilder one is still the worse.
+    So no run that diverged outweighs all others, and of two that did the wilder one is still the worse. Where ``zero``
+    is 0 there was nothing to gain: x is 0 if it stayed, and else the run counts as one that is not finite.
     """
-    ratio = final / zero
+    ratio = final / zero if zero else 1.0 if final == 0 else math.inf
     if not math.isfinite(ratio):
         return CEILING
     x = max(math.log(max(ratio, 1e-30)), FLOOR)

@@ -123,7 +123,7 @@ def read_config(file: Path) -> TunerConfig:
             f"the tuner has format {short(number, 20)}, and this zoft reads formats up to {FORMAT}",
             f"Install zoft {needed} or newer.",
         )
-    _check_table(file, content.get("blocks"))
+    _check_lists(file, content)
     for section, keys in _REQUIRED.items():
         stated = content.get(section)
         lacking = [key for key in keys if not isinstance(stated, dict) or key not in stated]
@@ -160,13 +160,18 @@ def short(value: Any, length: int = 80) -> str:
     return text if len(text) <= length else text[: length - 3] + "..."
 
 
-def _check_table(file: Path, table: Any) -> None:
+def _check_lists(file: Path, content: Mapping[str, Any]) -> None:
     """The long lists, by hand: pydantic would make an error of each of a million wrong entries."""
+    table = content.get("blocks")
     names, shapes = (table.get("names"), table.get("shapes")) if isinstance(table, dict) else (None, None)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ArtifactError(f"{file}: blocks.names is no list of names", _AGAIN)
     if not isinstance(shapes, list) or not all(shape is None or _is_shape(shape) for shape in shapes):
         raise ArtifactError(f"{file}: blocks.shapes is no list of shapes", _AGAIN)
+    turns = content.get("turns")
+    of = turns.get("of", []) if isinstance(turns, dict) else []
+    if not isinstance(of, list) or not all(type(turn) is int for turn in of):
+        raise ArtifactError(f"{file}: turns.of is no list of numbers", _AGAIN)
 
 
 def _is_shape(value: Any) -> bool:
