@@ -14,7 +14,6 @@ from meta_train.edge import Measured, measure
 from meta_train.moments import model_bytes
 from meta_train.signal import Signal
 from meta_train.signal_scales import SignalScales
-from meta_train.turns import described as described_turns
 from meta_train.turns import learned_turns
 from zoft.blocks import Blocks
 from zoft.noise import get_noise
@@ -25,7 +24,7 @@ from zoft.tuner.config import CONSTANT
 from zoft.tuner.module_types import module_types
 from zoft.tuner.step_rule import StepRuleConfig
 from zoft.tuner.structure import Structure, described
-from zoft.tuner.turns import TurnsConfig
+from zoft.tuner.turns import TurnsConfig, parts_of
 
 #: The learning rate of the step-size head gauss-newton, which has no units: best or nearly so on development tasks of
 #: three bases, with eight directions and a rate that falls to 0 (docs/learning.md).
@@ -97,7 +96,7 @@ def _turns(run: FinishedRun) -> TurnsConfig | None:
     found = learned_turns(run.config, run.blocks, run.signal)
     if found is None:
         return None
-    report.note(run.reporter, f"turns: {described_turns(found, module_types(run.blocks))}")
+    report.note(run.reporter, f"turns: {' | '.join(parts_of(found, module_types(run.blocks)))}")
     return TurnsConfig(of=found)
 
 

@@ -12,8 +12,6 @@ signal is in the one and on some in the other.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -86,13 +84,3 @@ def _candidates(signal: Tensor, noise: Tensor) -> Tensor:
     order = (signal / noise.clamp(min=1e-300)).clamp(min=_LEAST).log().mean(0).argsort()
     ranks = order.argsort()
     return ranks[None] >= torch.arange(1, count)[:, None]
-
-
-def described(turns: Sequence[int], types: Sequence[str]) -> str:
-    """Which module types every turn has: ``q_proj, k_proj | v_proj``; short names where they tell the types apart."""
-    short = {kind: kind.rpartition(".")[2] for kind in types}
-    named = short if len(set(short.values())) == len(short) else {kind: kind for kind in types}
-    parts: dict[int, list[str]] = {}
-    for turn, kind in sorted(zip(turns, types, strict=True), key=lambda pair: pair[0]):
-        parts.setdefault(turn, []).append(named[kind])
-    return " | ".join(", ".join(dict.fromkeys(part)) for part in parts.values())

@@ -19,7 +19,8 @@ from zoft.names import ALIASES, EMBEDDED, HUB_NAME, Resolved, resolve, resolve_m
 from zoft.tuner import NetworkConfig, Tuner, index
 from zoft.tuner.config import FILES
 from zoft.tuner.index import BUNDLED, Index, read_index, resolve_tuner, sha256_of, write_index
-from zoft.tuner.show import by_layer, sigma_of
+from zoft.tuner.module_types import by_layer
+from zoft.tuner.show import sigma_of
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ from torch import nn
 
 from finetune.controls import permuted, random_basis, untrained
 from meta_train import MetaTrainConfig, meta_train
-from meta_train.turns import best_part, described
+from meta_train.turns import best_part
 from tests.models import build, randn
 from zoft.blocks import Blocks
 from zoft.errors import ArtifactError, UsageError
@@ -23,8 +23,10 @@ from zoft.optimizers import ZerothOrder, get_optimizer
 from zoft.step import Probe, raw_noise
 from zoft.tasks.function import FunctionTask
 from zoft.tuner import Tuner
+from zoft.tuner.card import card
+from zoft.tuner.show import describe, sigma_of
 from zoft.tuner.step_rule import StepRuleConfig
-from zoft.tuner.turns import TurnsConfig, renumbered, turn_at
+from zoft.tuner.turns import TurnsConfig, parts_of, renumbered, turn_at
 
 SLOPES = StepRuleConfig(kind="slopes", slope=2.0, power=2.0, decay=0.9)
 GAUSS_NEWTON = StepRuleConfig(kind="gauss-newton", damping=1.0, decay=0.9)
@@ -299,5 +301,9 @@ def test_settings_that_turns_cannot_have(changes: dict[str, Any], message: str) 
 
 def test_turns_are_said_by_type() -> None:
     types = ["layers.q_proj", "layers.k_proj", "norms", "layers.q_proj"]
-    assert described([0, 0, 1, 0], types) == "q_proj, k_proj | norms"
-    assert described([1, 0], ["a.proj", "b.proj"]) == "b.proj | a.proj"
+    assert parts_of([0, 0, 1, 0], types) == ["q_proj, k_proj", "norms"]
+    assert parts_of([1, 0], ["a.proj", "b.proj"]) == ["b.proj", "a.proj"]
+    tuner = tuner_of(three_layers(), [0, 1] * 3)
+    assert describe(tuner, "x", sigma_of(tuner))["turns"] == "weight | biases"
+    assert "2 parts take turns" in card(tuner.config, {}, "x")
+    assert "turns" not in describe(tuner_of(three_layers(), None), "x", sigma_of(tuner))

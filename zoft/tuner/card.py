@@ -212,9 +212,12 @@ def _spread(values: Sequence[float]) -> str:
 
 def _structure(config: TunerConfig) -> str:
     shapes = [shape for shape in config.blocks.shapes if shape is not None]
+    turns = ""
+    if config.turns is not None:
+        turns = f" A direction is of some of the blocks: {len(set(config.turns.of))} parts take turns."
     if config.structure is None:
-        return ""
-    return f" Within a block it knows which directions matter ({described(config.structure, shapes)})."
+        return turns
+    return f" Within a block it knows which directions matter ({described(config.structure, shapes)}).{turns}"
 
 
 def _limit(provenance: Mapping[str, Any]) -> str:

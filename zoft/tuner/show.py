@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,12 @@ from zoft.errors import UsageError
 from zoft.tuner.artifact import Tuner
 from zoft.tuner.card import CONVERTED
 from zoft.tuner.features import FeatureConstants, block_statistics, features
+from zoft.tuner.module_types import by_layer, types_of
 from zoft.tuner.structure import described
+from zoft.tuner.turns import parts_of
 
 #: Standard deviation that models are commonly initialised with, where a tuner does not know its base's.
 COMMON_DEVIATION = 0.02
-
-_LAYER = re.compile(r"(?:^|\.)(\d+)(?=\.)")
 
 
 def describe(tuner: Tuner, name: str, sigma: Tensor) -> dict[str, Any]:
@@ -46,6 +45,7 @@ def describe(tuner: Tuner, name: str, sigma: Tensor) -> dict[str, Any]:
         "network": config.network.to_dict(),
         "normalization": config.normalization.to_dict(),
         "structure": _structure(tuner, shapes),
+        "turns": _turns(tuner),
         "step size": config.step_rule.to_dict() if config.step_rule is not None else None,
         "noise": f"{config.noise.kind} version {config.noise.version}",
         "recommended": {
@@ -91,23 +91,6 @@ def sigma_of(tuner: Tuner, model: nn.Module | None = None) -> Tensor:
     with torch.no_grad():
         kind = tuner.network.config.features
         return tuner.network(features(kind, config.constants, average, torch.zeros(2), torch.ones(count)))
-
-
-def by_layer(names: Sequence[str]) -> tuple[list[str], list[int | None], list[tuple[int, int]]]:
-    """Where each block stands in a table of module types by layers.
-
-    Returns:
-        The module types (names without their layer's number), the layers (None for blocks in no layer),
-        and for every name its row and column.
-    """
-    found = []
-    for name in names:
-        match = _LAYER.search(name)
-        layer = int(match[1]) if match else None
-        found.append((name if match is None else name[match.end() + 1 :], layer))
-    kinds = list(dict.fromkeys(kind for kind, _ in found))
-    layers = sorted({layer for _, layer in found}, key=lambda layer: -1 if layer is None else layer)
-    return kinds, layers, [(kinds.index(kind), layers.index(layer)) for kind, layer in found]
 
 
 def plot_sigma(file: Path, tuner: Tuner, sigma: Tensor, title: str) -> None:
@@ -156,6 +139,14 @@ def _structure(tuner: Tuner, shapes: Sequence[Sequence[int]]) -> str | None:
     least, most = float(structure.share.min()), float(structure.share.max())
     share = f"{least:g}" if least == most else f"{least:.3g} to {most:.3g}"
     return f"{described(structure.config, shapes)}; learned share {share}"
+
+
+def _turns(tuner: Tuner) -> str | None:
+    if tuner.config.turns is None:
+        return None
+    blocks = tuner.config.blocks
+    types = types_of(blocks.names, [shape is not None and len(shape) > 1 for shape in blocks.shapes])
+    return " | ".join(parts_of(tuner.config.turns.of, types))
 
 
 def _signature(tuner: Tuner) -> str:

@@ -66,3 +66,13 @@ def turn_at(step: int, draw: int, directions: int, count: int) -> int:
         count: number of turns.
     """
     return (step * directions + draw) % count
+
+
+def parts_of(turns: Sequence[int], types: Sequence[str]) -> list[str]:
+    """The module types of every turn, ``q_proj, k_proj``; by short names where they tell the types apart."""
+    short = {kind: kind.rpartition(".")[2] for kind in types}
+    named = short if len(set(short.values())) == len(short) else {kind: kind for kind in types}
+    parts: dict[int, list[str]] = {}
+    for turn, kind in sorted(zip(turns, types, strict=True), key=lambda pair: pair[0]):
+        parts.setdefault(turn, []).append(named[kind])
+    return [", ".join(dict.fromkeys(part)) for part in parts.values()]
