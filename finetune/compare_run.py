@@ -17,11 +17,7 @@ from finetune.run_spec import Bench, RunSpec, record_of, with_course
 from zoft.noise import get_noise
 from zoft.objective import evaluating
 from zoft.optimizers import ZerothOrder, ZOOptimizer, get_optimizer
-from zoft.optimizers.schedule import scheduled
-from zoft.tasks.base import objective_on
-
-#: A run ends early after so many steps in a row whose losses are not finite.
-GIVE_UP = 10
+from zoft.runs.steps import run_steps
 
 
 def build_method(spec: RunSpec, model: nn.Module) -> ZOOptimizer:
@@ -93,15 +89,12 @@ class Runner:
         steps = method.steps_within(spec.forwards)
         _, course = with_course(spec.hyper)
         marks = {round(steps * point / spec.eval_points) for point in range(1, spec.eval_points + 1)}
-        curve, losses, skipped, in_a_row = [(0, zero, math.nan)], [], 0, 0
-        for step, batch in zip(range(1, steps + 1), batches, strict=False):
-            for group in optimizer.param_groups:
-                group["lr"] = scheduled(course, spec.lr, 0.0, step - 1, steps)
-            result = optimizer.step_on(objective_on(task, self.bench.model, [batch]))
+        curve, losses, skipped = [(0, zero, math.nan)], [], 0
+        made = run_steps(optimizer, task, batches, steps, spec.lr, course)
+        for step, (result, lost) in enumerate(made, 1):
             losses.append(result.loss)
             skipped += result.skipped
-            in_a_row = in_a_row + 1 if result.skipped else 0
-            if in_a_row == GIVE_UP:
+            if lost:
                 curve.append((method.forwards_in(step), math.nan, math.nan))
                 return curve, step, skipped
             if step in marks:

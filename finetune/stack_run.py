@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from finetune.compare_run import GIVE_UP
 from finetune.methods import LEARNED
 from finetune.processes import Record
 from finetune.run_spec import RunSpec, record_of, with_course
@@ -24,6 +23,7 @@ from zoft.noise import Key, Span, get_noise
 from zoft.objective import evaluating
 from zoft.optimizers import ZOOptimizer, get_optimizer
 from zoft.optimizers.schedule import scheduled
+from zoft.runs.steps import GIVE_UP
 from zoft.stack import StackedModel, StackedNoise, StackedTuner, factors
 from zoft.step import Draw, Probe, State, along_directions, mean_loss, probes_of, with_curvature
 from zoft.tasks.lm import LMTask

@@ -44,8 +44,8 @@ from zoft.errors import UsageError
 from zoft.evolution import DECIMALS, cma_es, cma_library, log_ratio
 from zoft.objective import evaluating
 from zoft.optimizers import ZerothOrder, get_optimizer
-from zoft.optimizers.schedule import scheduled
-from zoft.tasks.base import Task, objective_on
+from zoft.runs.steps import run_steps
+from zoft.tasks.base import Task
 from zoft.tuner.artifact import Tuner
 from zoft.tuner.bound import BoundTuner
 from zoft.tuner.module_types import module_types
@@ -56,9 +56,6 @@ _SPREAD, _REACH = 1.0, 0.999
 
 #: Runs between two lines of progress.
 _EVERY = 20
-
-#: A run ends after so many steps in a row whose losses are not finite.
-_GIVE_UP = 10
 
 
 @dataclass(frozen=True)
@@ -242,14 +239,10 @@ class Outcomes:
         optimizer = ZerothOrder(
             self._model, method, seed=seed, noise=config.noise, keep_bytes=config.keep_noise_mib << 20
         )
-        steps, in_a_row = method.steps_within(config.outcome_forwards), 0
-        for step, batch in enumerate(islice(task.train_batches(config.batch_size, seed), steps)):
-            for group in optimizer.param_groups:
-                group["lr"] = scheduled(config.recommended_schedule, GAUSS_NEWTON_RATE, 0.0, step, steps)
-            skipped = optimizer.step_on(objective_on(task, self._model, [batch])).skipped
-            in_a_row = in_a_row + 1 if skipped else 0
-            if in_a_row == _GIVE_UP:
-                return
+        steps, course = method.steps_within(config.outcome_forwards), config.recommended_schedule
+        batches = task.train_batches(config.batch_size, seed)
+        for _ in run_steps(optimizer, task, batches, steps, GAUSS_NEWTON_RATE, course):
+            pass
 
     def _loss(self, task: Task) -> float:
         """Mean loss over the batches that runs are judged on; not finite where one is."""

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from finetune.compare import compare
-from finetune.compare_run import GIVE_UP, Runner, language_model_bench
+from finetune.compare_run import Runner, language_model_bench
 from finetune.processes import Record
 from finetune.run_spec import NOT_FINITE, Bench, RunSpec, TunerSource
 from finetune.stack_bench import CannotStack, StackBench
@@ -31,6 +31,7 @@ from zoft.errors import UsageError
 from zoft.noise import NOISES, Key, get_noise
 from zoft.optimizers import OPTIMIZERS
 from zoft.philox import words_of
+from zoft.runs.steps import GIVE_UP
 from zoft.stack import StackedModel
 from zoft.tasks import get_task
 from zoft.tasks.encoding import collate
