@@ -97,7 +97,7 @@ def _turns(run: FinishedRun) -> TurnsConfig | None:
     if found is None:
         return None
     report.note(run.reporter, f"turns: {' | '.join(parts_of(found, module_types(run.blocks)))}")
-    return TurnsConfig(of=found)
+    return TurnsConfig(of=found, learned=run.config.turns != "types")
 
 
 def recommended_rate(config: MetaTrainConfig, parts: LearnedParts) -> float:

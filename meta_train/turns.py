@@ -49,8 +49,10 @@ def learned_turns(
         return None
     types = module_types(blocks)
     kinds = list(dict.fromkeys(types))
-    if config.turns == "types" or signal is None:
+    if config.turns == "types":
         return [kinds.index(kind) for kind in types]
+    if signal is None:
+        raise ValueError("the turns signal need the objective expected")
     members = torch.tensor([[kind == other for kind in types] for other in kinds], dtype=torch.float64)
     seen = signal.visits > 0
     if without is not None:

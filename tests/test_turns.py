@@ -40,7 +40,7 @@ def three_layers() -> nn.Sequential:
 
 def tuner_of(model: nn.Module, turns: list[int] | None, rule: StepRuleConfig | None = None) -> Tuner:
     plain = Tuner.untrained(model)
-    section = TurnsConfig(of=turns) if turns is not None else None
+    section = TurnsConfig(of=turns, learned=True) if turns is not None else None
     return Tuner(plain.config.model_copy(update={"turns": section, "step_rule": rule}), plain.network)
 
 
@@ -140,7 +140,7 @@ def test_impossible_turns_are_refused(tmp_path: Path, turns: object) -> None:
     folder = tuner_of(three_layers(), [0, 1, 0, 1, 0, 1]).save_pretrained(tmp_path / "tuner")
     file = folder / "tuner_config.json"
     content = json.loads(file.read_text())
-    content["turns"] = {"of": turns}
+    content["turns"] = {"of": turns, "learned": True}
     file.write_text(json.dumps(content))
     with pytest.raises(ArtifactError, match="turns"):
         Tuner.from_pretrained(folder)
@@ -212,6 +212,12 @@ def test_controls_know_of_turns() -> None:
     plain = untrained(tuner, model, 0)
     assert isinstance(plain, Tuner)
     assert plain.bind(model).turns == ()
+    by_rule = Tuner(
+        tuner.config.model_copy(update={"turns": TurnsConfig(of=[0, 0, 0, 1, 1, 1], learned=False)}), tuner.network
+    )
+    plain = untrained(by_rule, model, 0)
+    assert isinstance(plain, Tuner)
+    assert plain.bind(model).turns == (0, 0, 0, 1, 1, 1)
 
 
 class Two(nn.Module):
@@ -244,6 +250,7 @@ def settings(**changes: Any) -> MetaTrainConfig:
 def test_types_take_turns_by_rule() -> None:
     tuner = meta_train(build(three_layers), [FunctionTask("t", [randn(8, 4)], squared)], settings(turns="types"))
     assert tuner.config.turns is not None
+    assert not tuner.config.turns.learned
     assert tuner.config.turns.of == [0, 1] * 3  # the layers of a sequence are alike: weights and biases
 
 
@@ -255,6 +262,7 @@ def test_parts_are_those_that_the_tasks_tell_apart() -> None:
     tasks = [about("a", "first"), about("b", "second")]
     tuner = meta_train(build(Two), tasks, settings(turns="signal"))
     assert tuner.config.turns is not None
+    assert tuner.config.turns.learned
     first, second, _ = tuner.config.turns.of
     assert first != second
 

@@ -38,6 +38,7 @@ class TurnsConfig(Config):
     """The section ``turns`` of a tuner."""
 
     of: list[int] = Field(description="The turn of every row's block, from 0; each one has a block.")
+    learned: bool = Field(description="Whether it was learned which blocks go together; else they do so by a rule.")
 
     @model_validator(mode="after")
     def _every_turn_has_a_block(self) -> Self:
@@ -48,7 +49,7 @@ class TurnsConfig(Config):
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able values."""
-        return {"of": list(self.of)}
+        return {"of": list(self.of), "learned": self.learned}
 
 
 def renumbered(turns: Sequence[int]) -> tuple[int, ...]:
