@@ -25,7 +25,7 @@ Control = Callable[[Tuner, nn.Module, int], Tuner | str]
 def untrained(tuner: Tuner, model: nn.Module, seed: int) -> Tuner | str:
     """The same networks at the initial values that the seed gives, without a structure: where meta-training began.
 
-    What of the tuner is a rule and not learned, such as its normalisation, stays, and so do turns that were not learned.
+    What of the tuner is a rule and not learned, such as its normalisation, stays, as do turns that were not learned.
     """
     network = PertNN(len(tuner.config.blocks.names), tuner.config.network, seed)
     config = tuner.structured(None).config
