@@ -90,7 +90,10 @@ class ZOOptimizer(Config):
                 f"the tuner's step-size head needs the losses on both sides, and the estimator is {self.estimator}"
             )
         if self.every_block and self.tuner is not None and self.tuner.turns:
-            raise ValueError(f"{self.name} needs directions of every block, and the tuner's blocks take turns")
+            raise ValueError(
+                f"{self.name} needs directions of every block, and the tuner's blocks take turns; "
+                "take another method or tuner"
+            )
         for name in type(self).model_fields:
             if not name.endswith("_schedule"):
                 continue
