@@ -84,9 +84,7 @@ def meta_train(
     """
     config = config or MetaTrainConfig()
     folder = None if output_dir is None else Path(output_dir)
-    blocks = Blocks.of(model)
-    check_turns(config, blocks)
-    check_outcomes(config, blocks)
+    blocks = _blocks(model, config)
     feed = Feed(tasks, config.batch_size, config.seed, config.batches_per_visit, config.task_order == "shuffled")
     asked = checkpoint.identity(config, feed.names, blocks)
     finished = _finished(folder, asked, resume, reporter)
@@ -101,6 +99,14 @@ def meta_train(
     finally:
         run.base.put_back()
     return run.finish()
+
+
+def _blocks(model: nn.Module, config: MetaTrainConfig) -> Blocks:
+    """The model's blocks, on which all that is asked for can be learned."""
+    blocks = Blocks.of(model)
+    check_turns(config, blocks)
+    check_outcomes(config, blocks)
+    return blocks
 
 
 def _finished(folder: Path | None, asked: dict[str, Any], resume: Resume, reporter: Reporter | None) -> Tuner | None:
@@ -386,9 +392,8 @@ class _Run:
             schedule=config.recommended_schedule,
         )
         learned = {"recommended": recommended, "step_rule": parts.rule, "turns": parts.turns}
-        tuner_config = self.tuner.config.model_copy(update=learned)
-        self.tuner.network.requires_grad_(False)
-        tuner = Tuner(tuner_config, self.tuner.network, provenance).structured(parts.structure)
+        config_of_tuner, network = self.tuner.config.model_copy(update=learned), self.tuner.network.requires_grad_(False)
+        tuner = Tuner(config_of_tuner, network, provenance).structured(parts.structure)
         if self.folder is not None:
             tuner.save_pretrained(self.folder)
             (self.folder / checkpoint.CHECKPOINT_FILE).unlink(missing_ok=True)
