@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -52,7 +53,7 @@ class BoundTuner:
     step_rule: StepRuleConfig | None = None
     turns: tuple[int, ...] = ()
 
-    @property
+    @cached_property
     def turn_count(self) -> int:
         """K, 1 where there are no turns."""
         return max(self.turns, default=0) + 1
@@ -106,8 +107,7 @@ class BoundTuner:
 
     def scale(self, state: State, block: Block) -> float:
         """ν·σ_i of this step, times √K."""
-        scale = float(state[SCALE][block.index])
-        return scale * math.sqrt(self.turn_count) if self.turns else scale
+        return float(state[SCALE][block.index]) * math.sqrt(self.turn_count)
 
     def rate(self, state: State, probes: Sequence[Probe]) -> float:
         """What multiplies the learning rate: 1 without a step-size head."""

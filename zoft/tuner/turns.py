@@ -24,7 +24,7 @@ The idea is that of block coordinate descent. What is learned is which blocks go
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Self
 
 from pydantic import Field, model_validator
 
@@ -46,10 +46,6 @@ class TurnsConfig(Config):
         if not 2 <= len(found) <= MOST or found != set(range(len(found))):
             raise ValueError(f"the turns are to be numbered from 0, at least 2 and at most {MOST}, each with a block")
         return self
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able values."""
-        return {"of": list(self.of), "learned": self.learned}
 
 
 def renumbered(turns: Sequence[int]) -> tuple[int, ...]:
