@@ -392,8 +392,8 @@ class _Run:
             schedule=config.recommended_schedule,
         )
         learned = {"recommended": recommended, "step_rule": parts.rule, "turns": parts.turns}
-        config_of_tuner, network = self.tuner.config.model_copy(update=learned), self.tuner.network.requires_grad_(False)
-        tuner = Tuner(config_of_tuner, network, provenance).structured(parts.structure)
+        its_config, network = self.tuner.config.model_copy(update=learned), self.tuner.network.requires_grad_(False)
+        tuner = Tuner(its_config, network, provenance).structured(parts.structure)
         if self.folder is not None:
             tuner.save_pretrained(self.folder)
             (self.folder / checkpoint.CHECKPOINT_FILE).unlink(missing_ok=True)
