@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from zoft.blocks import Block, Blocks
 from zoft.step import Probe, State
 from zoft.tuner import BoundTuner, PertNN, Tuner
+from zoft.tuner.gains import dealt_out, unlearned
+from zoft.tuner.parts import Gains
+from zoft.tuner.structure import Structure
 
 #: Makes a control's tuner from a tuner, the base and a seed, or says why there is none.
 Control = Callable[[Tuner, nn.Module, int], Tuner | str]
@@ -25,21 +28,23 @@ Control = Callable[[Tuner, nn.Module, int], Tuner | str]
 def untrained(tuner: Tuner, model: nn.Module, seed: int) -> Tuner | str:
     """The same networks at the initial values that the seed gives, without a structure: where meta-training began.
 
-    What of the tuner is a rule and not learned, such as its normalisation, stays, as do turns that were not learned.
+    What of the tuner is a rule and not learned, such as its normalisation, stays, as do turns that were not learned,
+    and gains, all of them alike.
     """
     network = PertNN(len(tuner.config.blocks.names), tuner.config.network, seed)
+    rule = unlearned(tuner.structure, Blocks.of(model)) if tuner.structure is not None else None
     config = tuner.structured(None).config
     if config.turns is not None and config.turns.learned:
         config = config.model_copy(update={"turns": None})
-    return Tuner(config, network)
+    return Tuner(config, network).structured(rule)
 
 
 def permuted(tuner: Tuner, model: nn.Module, seed: int) -> Tuner | str:
     """The learned scales, dealt out to the blocks in another order: the same spread without what was learned.
 
     The σ that block i's network gives is used for block π(i), with a fixed random π that leaves no block in its
-    place, and so are the share and the weight of a structure, whose factors stay, and the blocks' turns. ν is computed
-    for the scales as they are used.
+    place, and so are the share and the weight of a structure, whose factors stay, and the blocks' turns; of gains it is
+    the blocks' mean ratios, among those that have some. ν is computed for the scales as they are used.
     """
     output, structure = tuner.network.out, tuner.structure
     alike = not bool(output.weight.any()) and len(output.bias.unique()) == 1
@@ -100,13 +105,20 @@ class PermutedTuner(Tuner):
         if structure is None:
             bound = super().bind(model, batch_size)
         else:
-            order = derangement(len(structure.share), self.order_seed)
-            mixed = replace(structure, share=structure.share[order], weight=structure.weight[order])
+            mixed = _dealt_out(structure, Blocks.of(model), self.order_seed)
             bound = Tuner.bind(self.structured(mixed), model, batch_size)
         values = {part.name: getattr(bound, part.name) for part in fields(bound)}
         order = derangement(len(Blocks.of(model)), self.order_seed)
         values["turns"] = tuple(bound.turns[at] for at in order.tolist()) if bound.turns else ()
         return _PermutedBound(**values, order=order)
+
+
+def _dealt_out(structure: Structure, blocks: Blocks, seed: int) -> Structure:
+    """The structure with its shares and weights, or its gains' mean ratios, used for other blocks."""
+    if structure.kind == Gains.name:
+        return dealt_out(structure, blocks, lambda count: derangement(count, seed))
+    order = derangement(len(structure.share), seed)
+    return replace(structure, share=structure.share[order], weight=structure.weight[order])
 
 
 def derangement(count: int, seed: int) -> Tensor:

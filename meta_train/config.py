@@ -110,10 +110,10 @@ class MetaTrainConfig(Config):
         ge=1,
         description="Non-finite meta-losses in a row before the weights go back to the base's; twice as many give up.",
     )
-    structure: Literal["none", "scales", "low-rank"] = Field(
+    structure: Literal["none", "scales", "low-rank", "gains"] = Field(
         "scales",
-        description="Learned structure within the blocks, from second moments of the gradients along the trajectories:"
-        " none, row and column scales of every matrix, or a low rank.",
+        description="Learned structure within the blocks, from the gradients along the trajectories: none, row and"
+        " column scales of every matrix, a low rank, or gains of rows and columns.",
     )
     structure_from: Literal["energy", "signal"] = Field(
         "signal",
@@ -239,8 +239,10 @@ class MetaTrainConfig(Config):
         if self.structure_from == "signal" and self.structure != "none":
             if self.objective != "expected":
                 raise ValueError("structure_from signal compares the minibatches of objective expected; set it too")
-            if self.structure != "scales":
-                raise ValueError(f"structure_from signal learns scales, and the structure is {self.structure}")
+            if self.structure == "low-rank":
+                raise ValueError(f"structure_from signal learns scales or gains, and the structure is {self.structure}")
+        elif self.structure == "gains":
+            raise ValueError("structure gains is learned from the signal; set structure_from to signal")
         return self
 
     @property

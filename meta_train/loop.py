@@ -22,7 +22,7 @@ from meta_train.outcomes import check_outcomes, learn_by_outcomes
 from meta_train.parts import LearnedParts, learned_parts, recommended_rate
 from meta_train.report import Reporter
 from meta_train.signal import BatchGradients, Signal, batch_gradients
-from meta_train.signal_scales import SignalScales
+from meta_train.structure_learner import ByTask, structure_learner
 from meta_train.trajectory import TRAJECTORIES, BaseWeights, Trajectory
 from meta_train.turns import check_turns
 from zoft.blocks import Blocks
@@ -146,10 +146,7 @@ class _Run:
         self.histories = [self.method.initial() for _ in tasks]
         self.optimizer = NetworkOptimizer(config, tuner.network, len(tasks))
         self.signal = Signal(len(tasks), len(blocks)) if config.objective == "expected" else None
-        self.moments: Moments | SignalScales | None = None
-        if config.structure != "none":
-            by_signal = self.signal if config.structure_from == "signal" else None
-            self.moments = Moments(config, blocks) if by_signal is None else SignalScales(config, blocks, by_signal)
+        self.moments = structure_learner(config, blocks, self.signal)
         #: Of the step that is under way.
         self.seen: tuple[Signal, BatchGradients] | None = None
         kind = TRAJECTORIES[config.inner]
@@ -267,7 +264,7 @@ class _Run:
             after, gradients = self.seen
             self.signal.load(after.state())
             self.seen = None
-            if isinstance(self.moments, SignalScales):
+            if isinstance(self.moments, ByTask):
                 self.moments.commit(index, gradients)
 
     def _skip(self, index: int) -> None:

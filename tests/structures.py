@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,13 +10,17 @@ import torch
 from torch import nn
 
 from zoft.blocks import Blocks
+from zoft.tuner.gains import gains_of
 from zoft.tuner.structure import Structure, StructureConfig, factor_shapes
 
 
 def structure_for(
     model: nn.Module, kind: str, share: float = 0.5, seed: int = 0, weights: bool = False, **config: Any
 ) -> Structure:
-    """A structure whose scales differ by factors of up to 50; with ``weights`` the blocks differ too."""
+    """A structure whose scales differ by factors of up to 50; with ``weights`` the blocks differ too.
+
+    Gains have traces of d at the model's weights, which must not be 0.
+    """
     blocks = Blocks.of(model)
     settings = StructureConfig.build({"kind": kind, "vectors": "elementwise", **config})
     generator = torch.Generator().manual_seed(seed)
@@ -28,11 +33,18 @@ def structure_for(
     count = len(blocks)
     weight = torch.rand(count, generator=generator) + 0.5 if weights else torch.ones(count)
     names, shapes = tuple(blocks.names), tuple(blocks.shapes)
+    if kind == "gains":
+        made = gains_of(settings, names, shapes, blocks, factors, share)
+        return replace(made, weight=weight)
     return Structure(settings, names, shapes, torch.full((count,), share), weight, factors)
 
 
-def covariance(structure: Structure, name: str) -> np.ndarray:
-    """S of a block, [d, d] in float64, from what is stored: an independent transcript of the definition."""
+def covariance(structure: Structure, name: str, theta: torch.Tensor | None = None) -> np.ndarray:
+    """S of a block, [d, d] in float64, from what is stored: an independent transcript of the definition.
+
+    Args:
+        theta: the block's weights, which gains depend on.
+    """
     sizes = np.array([np.prod(shape) for shape in structure.shapes], dtype=np.float64)
     share, weight = structure.share.double().numpy(), structure.weight.double().numpy()
     weight = weight * (sizes * share).sum() / (sizes * share * weight).sum()
@@ -41,7 +53,15 @@ def covariance(structure: Structure, name: str) -> np.ndarray:
     learned = np.eye(size)
     if name in structure.factors:
         left, right = (factor.double().numpy() for factor in structure.factors[name])
-        if left.ndim == 1:
+        if structure.kind == "gains":
+            assert theta is not None
+            learned = np.diag(left)
+            if theta.ndim > 1:
+                rows, columns = np.indices((len(left), len(right))).reshape(2, -1)
+                same_row, same_column = rows[:, None] == rows, columns[:, None] == columns
+                values = theta.detach().double().numpy().ravel()
+                learned = (same_row * left[rows] + same_column * right[columns]) * np.outer(values, values)
+        elif left.ndim == 1:
             values = np.kron(left, right)
             learned = np.diag(values / values.mean())
         else:

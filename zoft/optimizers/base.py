@@ -45,7 +45,8 @@ class ZOOptimizer(Config):
         published: the learning rates and ε that its paper or public code used, with the place.
         parts: which parts it replaces: "direction", "update".
         refuses: estimators that it cannot use, each with the reason.
-        every_block: whether each direction has to be of every block, so that a tuner's blocks cannot take turns.
+        every_block: whether each direction has to be of every block, so that a tuner's blocks cannot take turns, or
+            rest.
         needs_loss_zero: whether a step measures the loss at θ too.
         trials: multiples of the proposed step whose losses are measured before it is taken.
         stacks: whether the verbs also take several runs at once (:mod:`zoft.stack`): tensors that begin with a
@@ -89,11 +90,13 @@ class ZOOptimizer(Config):
             raise ValueError(
                 f"the tuner's step-size head needs the losses on both sides, and the estimator is {self.estimator}"
             )
-        if self.every_block and self.tuner is not None and self.tuner.turns:
-            raise ValueError(
-                f"{self.name} needs directions of every block, and the tuner's blocks take turns; "
-                "take another method or tuner"
-            )
+        if self.every_block and self.tuner is not None:
+            structure = self.tuner.structure
+            partial = "the tuner's structure leaves some at rest" if structure and not structure.everywhere else None
+            if reason := "the tuner's blocks take turns" if self.tuner.turns else partial:
+                raise ValueError(
+                    f"{self.name} needs directions of every block, and {reason}; take another method or tuner"
+                )
         for name in type(self).model_fields:
             if not name.endswith("_schedule"):
                 continue
@@ -192,16 +195,20 @@ class ZOOptimizer(Config):
     def draw(self, noise: Noise, key: Key, span: Span) -> Tensor:
         """u over ``span``, float32 of shape [len(span)]: what :meth:`direction` makes z of.
 
-        That is :meth:`raw`, into which a tuner's structure of low rank is mixed; 0 where a tuner's blocks take turns
-        and it is not this one's.
+        That is :meth:`raw`, into which a tuner's structure mixes a low rank or gains; 0 where a tuner's blocks take
+        turns and it is not this one's.
         """
-        if self.tuner is not None and not self.tuner.takes(key, span.block, self.directions):
+        if self.tuner is None:
+            return self.raw(noise, key, span)
+        structure, takes = self.tuner.structure, self.tuner.takes(key, span.block, self.directions)
+        if takes and (structure is None or structure.uses_noise(span.block)):
+            u = self.raw(noise, key, span)
+        else:
             parameter = span.block.parameter
-            return torch.zeros(len(span), dtype=working_dtype(parameter.dtype), device=parameter.device)
-        u = self.raw(noise, key, span)
-        if self.tuner is None or self.tuner.structure is None:
+            u = torch.zeros(len(span), dtype=working_dtype(parameter.dtype), device=parameter.device)
+        if structure is None or not takes:
             return u
-        return self.tuner.structure.mixed(noise, key, span, u, self.raw_variance(span.block))
+        return structure.mixed(noise, key, span, u, self.raw_variance(span.block))
 
     def direction(self, state: State, span: Span, noise: Tensor) -> Tensor:
         """z over ``span`` from u, float32 of shape [len(span)]; ``noise`` may be overwritten."""

@@ -1,4 +1,4 @@
-"""The learned part of a block's direction while a method runs: scales by entry, or a second noise of low rank."""
+"""The learned part of a block's direction while a method runs: scales by entry, or a second noise of few numbers."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
+from zoft.blocks import Block
 from zoft.noise import Key, Noise, Span, working_dtype
 
-#: The noise of low-rank parts is this part of a direction's key, and on; those below are the methods' own.
+#: The noise that is mixed in is this part of a direction's key, and on; those below are the methods' own.
 NOISE_PART = 16
 
 #: Entries of the rows that are multiplied at once. The tiles are the same whatever span is asked for, so that no
@@ -28,12 +29,18 @@ _KEEP = 1 << 24
 class Part(ABC):
     """L of one block of [m, n], with trace m·n, from two factors.
 
+    Class attributes:
+        mixes: whether a second noise is mixed in (:meth:`core`, :meth:`mix`), where other parts scale entries.
+        vectors: whether blocks of one dimension have it too, whatever the configuration says of vectors.
+
     Args:
         left: float32 [m] or [m, r].
         right: float32 [n] or [n, r].
     """
 
     name: ClassVar[str]
+    mixes: ClassVar[bool] = False
+    vectors: ClassVar[bool] = False
 
     def __init__(self, left: Tensor, right: Tensor) -> None:
         self.left, self.right = self.normalised(left), self.normalised(right)
@@ -66,6 +73,14 @@ class Part(ABC):
     @abstractmethod
     def variance(self, span: Span, isotropic: float, learned: float) -> Tensor:
         """The diagonal of isotropic·I + learned·L over ``span``, [len(span)]."""
+
+    def core(self, noise: Noise, key: Key, span: Span) -> Tensor:
+        """The second noise of a direction, of a block as a whole."""
+        raise NotImplementedError(f"{self.name} scales the entries of a direction")
+
+    def mix(self, core: Tensor, span: Span, values: Tensor, isotropic: float, learned: float) -> Tensor:
+        """isotropic·values + learned·(what the second noise makes), over ``span``, in place."""
+        raise NotImplementedError(f"{self.name} scales the entries of a direction")
 
     def to(self, span: Span) -> Self:
         """Itself, with its factors where ``span`` is."""
@@ -125,6 +140,7 @@ class LowRank(Part):
     """
 
     name = "low-rank"
+    mixes = True
 
     @staticmethod
     def sizes(rows: int, columns: int, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -190,8 +206,89 @@ class LowRank(Part):
         return values
 
 
+class Gains(Part):
+    """The direction z_ij = (g_i + h_j)·θ_ij of a matrix with g_i ~ N(0, l_i), h_j ~ N(0, r_j): its rows and columns
+    are made larger or smaller as they are, as if what goes into the layer, or comes out, were rescaled. A vector has
+    z_j = g_j.
+
+    So a block of [m, n] moves in m + n dimensions. (IA)³ (Liu et al., arXiv 2205.05638) trains such gains of keys,
+    values and hidden units alone, by backpropagation; here all of a model's matrices have them, nothing is added to the
+    model, and θ is that of the step. tr L = m·n is exact for the weights that the factors were made for.
+    """
+
+    name = "gains"
+    mixes = True
+    vectors = True
+
+    @staticmethod
+    def sizes(rows: int, columns: int, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """[m] and [n]; of a vector the second is not used."""
+        return (rows,), (columns,)
+
+    @staticmethod
+    def problem(left: Tensor, right: Tensor) -> str | None:
+        """Variances are not negative, and not all of them 0."""
+        if any(bool((factor < 0).any()) for factor in (left, right)):
+            return "has negative variances"
+        return None if bool(left.any()) or bool(right.any()) else "has only zeros"
+
+    @staticmethod
+    def normalised(factor: Tensor) -> Tensor:
+        """As it is: the trace is that of both, and of the weights."""
+        return factor.float()
+
+    @staticmethod
+    def random_like(factor: Tensor, generator: torch.Generator) -> Tensor:
+        """The same variances in another order."""
+        return factor[torch.randperm(len(factor), generator=generator)]
+
+    @staticmethod
+    def resized(left: Tensor, rows: int) -> Tensor:
+        """New rows have the mean variance."""
+        return torch.cat([left[:rows], left.mean().expand(max(0, rows - len(left)))])
+
+    def variance(self, span: Span, isotropic: float, learned: float) -> Tensor:
+        """(1 − a) + a·ω·(l_i + r_j)·θ_ij²."""
+        here = self.to(span)
+        values = _by_entry(span, here.left, here.right)
+        if span.block.is_matrix:
+            values = values * _weights(span).square()
+        return values.mul(learned).add_(isotropic)
+
+    def core(self, noise: Noise, key: Key, span: Span) -> Tensor:
+        """g and h of a direction, one after the other, [m + n]."""
+        here, found = self.to(span), []
+        for number, factor in enumerate((here.left, here.right)):
+            its = key._replace(part=key.part + (1 + number) * NOISE_PART)
+            values = noise(its, Span(span.block, 0, len(factor)), factor.device)
+            found.append(values.to(factor.dtype) * factor.sqrt())
+        return torch.cat(found)
+
+    def mix(self, core: Tensor, span: Span, values: Tensor, isotropic: float, learned: float) -> Tensor:
+        """isotropic·values + learned·(g_i + h_j)·θ_ij over ``span``, in place."""
+        rows = len(self.left)
+        part = _by_entry(span, core[:rows], core[rows:])
+        if span.block.is_matrix:
+            return values.mul_(isotropic).addcmul_(part, _weights(span), value=learned)
+        return values.mul_(isotropic).add_(part, alpha=learned)
+
+
+def _by_entry(span: Span, left: Tensor, right: Tensor) -> Tensor:
+    """left_i + right_j over ``span`` of a matrix, left_j of a vector."""
+    if not span.block.is_matrix:
+        return left[span.start : span.stop]
+    first, last = span.rows
+    return span.of_rows(left[first:last, None] + right)
+
+
+def _weights(span: Span) -> Tensor:
+    """θ over ``span`` in the dtype of directions."""
+    parameter = span.block.parameter
+    return span.of(parameter.detach().contiguous()).to(working_dtype(parameter.dtype))
+
+
 #: Kinds of learned parts by name.
-PARTS: dict[str, type[Part]] = {part.name: part for part in (Scales, LowRank)}
+PARTS: dict[str, type[Part]] = {part.name: part for part in (Scales, LowRank, Gains)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,11 +306,16 @@ class Mixed:
     part: Part | None
 
 
+def _mixes(block: Mixed) -> bool:
+    """Whether a second noise is mixed in; a part without a learned share leaves only the isotropic one."""
+    return block.part is not None and block.part.mixes and bool(block.learned)
+
+
 class BoundStructure:
     """The structure in the order of a model's blocks: how noise becomes a direction with covariance S.
 
-    Scales multiply entries (:meth:`deviation`), a low rank mixes a second noise into the first (:meth:`mixed`). So
-    a method that keeps something by entry sees white noise with scales, and with a low rank noise whose variance by
+    Scales multiply entries (:meth:`deviation`), a low rank and gains mix a second noise into the first (:meth:`mixed`).
+    So a method that keeps something by entry sees white noise with scales, and with the others noise whose variance by
     entry is :meth:`variance`.
 
     Args:
@@ -232,23 +334,35 @@ class BoundStructure:
     @property
     def by_entry(self) -> bool:
         """Whether it only scales entries, and mixes nothing into the noise."""
-        return not any(isinstance(block.part, LowRank) for block in self._blocks)
+        return not any(_mixes(block) for block in self._blocks)
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether a direction is of every entry: none has the variance 0, or may have it where its weight is 0."""
+        return all(block.isotropic or (block.learned and not isinstance(block.part, Gains)) for block in self._blocks)
+
+    def uses_noise(self, block: Block) -> bool:
+        """Whether a block's direction has something of the noise that :meth:`mixed` is given."""
+        mixed = self._blocks[block.index]
+        return bool(mixed.isotropic) or (bool(mixed.learned) and not _mixes(mixed))
 
     def mixed(self, noise: Noise, key: Key, span: Span, values: Tensor, variance: float = 1.0) -> Tensor:
-        """√(1 − a)·u + √(a·ω·variance)·A·Z·Bᵀ where the part is a low rank, else ``values``, which is overwritten.
+        """√(1 − a)·u + √(a·ω·variance)·(what the part makes of a second noise), where it does; else ``values``.
+
+        Where it does, ``values`` is overwritten.
 
         Args:
             values: u over ``span``.
             variance: of an entry of u.
         """
         block = self._blocks[span.block.index]
-        if not isinstance(block.part, LowRank) or not block.learned:
+        if block.part is None or not _mixes(block):
             return values
         core = self._core(block.part, noise, key, span)
         return block.part.mix(core, span, values, math.sqrt(block.isotropic), math.sqrt(block.learned * variance))
 
-    def _core(self, part: LowRank, noise: Noise, key: Key, span: Span) -> Tensor:
-        """Z of a direction, kept during its step: it is small, and each span of each pass asks for it."""
+    def _core(self, part: Part, noise: Noise, key: Key, span: Span) -> Tensor:
+        """The second noise of a direction, kept during its step: it is small, and each span of each pass needs it."""
         if self._step != (noise.name, key.seed, key.step):
             self._step = (noise.name, key.seed, key.step)
             self._cores.clear()
@@ -260,19 +374,18 @@ class BoundStructure:
     def variance(self, span: Span) -> Tensor | None:
         """The variance by entry of what :meth:`mixed` gives, [len(span)]; None where it is 1."""
         block = self._blocks[span.block.index]
-        if not isinstance(block.part, LowRank) or not block.learned:
+        if block.part is None or not _mixes(block):
             return None
         return block.part.variance(span, block.isotropic, block.learned)
 
     def deviation(self, span: Span) -> Tensor | float:
-        """What multiplies the noise by entry, [len(span)], or one number for all; 1 where the part is a low rank.
+        """What multiplies the noise by entry, [len(span)], or one number for all; 1 where a second noise is mixed in.
 
         The tensor may be kept for the next call: it is only to be read.
         """
         block = self._blocks[span.block.index]
-        if isinstance(block.part, LowRank):
-            # A low rank without a learned share has only the isotropic one.
-            return 1.0 if block.learned else math.sqrt(block.isotropic)
+        if _mixes(block):
+            return 1.0
         if block.part is None or not block.learned:
             return math.sqrt(block.isotropic + block.learned)
         index = (span.block.index, span.start, span.stop, span.block.parameter.device)

@@ -3,11 +3,13 @@
     S_i = (1 − a_i)·I + a_i·ω_i·L_i,    tr L_i = d_i,    Σ d_i·a_i·ω_i = Σ d_i·a_i
 
 a_i is the share of the learned part, ω_i its weight among the blocks, and L_i one of :data:`zoft.tuner.parts.PARTS`:
-row and column scales, or a low rank. Both are given by two factors of a matrix, so that a block of [m, n] takes
-m + n numbers, or (m + n)·r. Tensors of more dimensions are matrices of their first dimension by the others.
+row and column scales, a low rank, or gains of rows and columns. Each is given by two factors of a matrix, so that a
+block of [m, n] takes m + n numbers, or (m + n)·r. Tensors of more dimensions are matrices of their first dimension by
+the others.
 
 The traces are made exact when the structure is bound, so that rounding in the file changes no norm: then
-E|z|² = Σ d_i, that of N(0, I), before σ and ν; see :class:`zoft.tuner.bound.BoundTuner` for these.
+E|z|² = Σ d_i, that of N(0, I), before σ and ν; see :class:`zoft.tuner.bound.BoundTuner` for these. Those of gains are
+as stored, for the weights that they were made for.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from torch import Tensor
 from zoft.config import Config
 from zoft.tuner.parts import PARTS, BoundStructure, Mixed, Part
 
-StructureKind = Literal["scales", "low-rank"]
+StructureKind = Literal["scales", "low-rank", "gains"]
 
 #: Names of the structure's tensors in the tuner's file begin with this.
 PREFIX = "structure."
@@ -42,11 +44,13 @@ class StructureConfig(Config):
     """What the learned part of a tuner's structure is."""
 
     kind: StructureKind = Field(
-        description="Row and column scales of every matrix (m + n numbers), or a low rank ((m + n)·rank numbers)."
+        description="Row and column scales of every matrix (m + n numbers), a low rank ((m + n)·rank numbers), or"
+        " gains of rows and columns (m + n)."
     )
-    rank: int = Field(1, ge=1, le=2**12, description="Rank of each side of a low-rank part; 1 for scales.")
+    rank: int = Field(1, ge=1, le=2**12, description="Rank of each side of a low-rank part; 1 for the others.")
     vectors: Literal["isotropic", "elementwise"] = Field(
-        "isotropic", description="Whether vectors (biases, norms) stay isotropic or have a scale for every entry."
+        "isotropic",
+        description="Whether vectors (biases, norms) are isotropic or have a scale by entry (always with gains).",
     )
     storage: Literal["float16", "float32"] = Field("float16", description="How the factors are stored.")
 
@@ -60,7 +64,7 @@ def part_of(config: StructureConfig, shape: Sequence[int]) -> type[Part] | None:
     """The kind of learned part that a block of this shape has; None where it stays isotropic."""
     if not math.prod(shape) or not shape:
         return None
-    if len(shape) > 1:
+    if len(shape) > 1 or PARTS[config.kind].vectors:
         return PARTS[config.kind]
     return PARTS["scales"] if config.vectors == "elementwise" else None
 
@@ -141,7 +145,7 @@ class Structure:
 
     @property
     def kind(self) -> StructureKind:
-        """``scales`` or ``low-rank``."""
+        """``scales``, ``low-rank`` or ``gains``."""
         return self.config.kind
 
     @property
@@ -198,7 +202,7 @@ class Structure:
             digest.update(tensor.numpy().tobytes())
 
     def random_like(self, seed: int) -> Structure:
-        """The control: scales permuted within each block, or a random basis of the same rank and spectrum.
+        """The control: scales or gains permuted within each block, or a random basis of the same rank and spectrum.
 
         Args:
             seed: of the permutations or the bases.

@@ -1,0 +1,116 @@
+"""Learning gains of rows and columns (:class:`zoft.tuner.parts.Gains`) from the signal in the gradients.
+
+The slope along the gain of a row is Σ_j θ_ij·∂L/∂θ_ij, along that of a column the sum over the rows, along that of a
+vector's entry ∂L/∂θ_j in units of the vector's size (:func:`zoft.tuner.gains.unit`). Its signal G, the mean product of
+two different minibatches' slopes, and its noise F, their mean square, are kept by task, and the variance of the gain is
+
+    ratio ∝ ((G / ΣG) / (F / ΣF + floor))^p,
+
+means over the tasks of the shares, negative ones taken as 0, and the floor ``structure_floor`` mean shares. The sums go
+over all gains of the model, so that the ratios say also which blocks are worth perturbing.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from meta_train.config import MetaTrainConfig
+from meta_train.moments import settings_of, sides
+from meta_train.signal import BatchGradients, Signal
+from zoft.blocks import Block, Blocks
+from zoft.tuner.gains import gained, gains_of, unit
+from zoft.tuner.structure import Structure
+
+
+class SignalGains:
+    """Running means of the signal and the noise of every gain, by task.
+
+    Args:
+        config: with the structure ``gains``.
+        blocks: the model's blocks.
+        signal: of the blocks; a visit is added to it before it is added here.
+    """
+
+    def __init__(self, config: MetaTrainConfig, blocks: Blocks, signal: Signal) -> None:
+        self._config, self._blocks, self._of_blocks = config, blocks, signal
+        self.settings = settings_of(config, blocks)
+        self._places: dict[str, slice] = {}
+        width = 0
+        for block in gained(blocks):
+            size = sum(sides(block)) if block.is_matrix else block.numel
+            self._places[block.name] = slice(width, width + size)
+            width += size
+        self._sums, self._squares = (torch.zeros(width, dtype=torch.float64) for _ in range(2))
+        tasks = len(signal.visits)
+        self._signal, self._noise = (torch.zeros(tasks, width, dtype=torch.float64) for _ in range(2))
+        self.count = 0
+
+    def take(self, block: Block, gradient: Tensor) -> None:
+        """One block's gradient of one minibatch, at the weights as they are."""
+        place = self._places.get(block.name)
+        if place is None:
+            return
+        slopes = _slopes(block, gradient.detach())
+        self._sums[place] += slopes
+        self._squares[place] += slopes.square()
+
+    def commit(self, task: int, gradients: BatchGradients) -> None:
+        """Add a visit of a task: everything taken since the last time is of these gradients."""
+        weight, total = self._of_blocks.weight(task), float(self._squares.sum()) / gradients.count
+        if total > 0:
+            signal = gradients.signal(self._sums.square(), self._squares)
+            self._signal[task].lerp_(signal / total, weight)
+            self._noise[task].lerp_(self._squares / gradients.count / total, weight)
+        self.count += gradients.count
+        self.discard()
+
+    def discard(self) -> None:
+        """Forget what was taken since the last time."""
+        self._sums.zero_()
+        self._squares.zero_()
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint needs."""
+        return {"signal": self._signal, "noise": self._noise, "count": torch.tensor(self.count)}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Go on from :meth:`state`."""
+        self.count = int(state["count"])
+        self._signal.copy_(state["signal"])
+        self._noise.copy_(state["noise"])
+
+    def structure(self, share: float, without: int | None = None) -> Structure:
+        """The structure that the ratios say, with that share a; the model must be at the weights it is for.
+
+        Args:
+            without: index of a task that is left out.
+        """
+        ratios, found = self._ratios(without), {}
+        for block in gained(self._blocks):
+            own = ratios[self._places[block.name]]
+            rows = sides(block)[0] if block.is_matrix else block.numel
+            found[block.name] = (own[:rows], own[rows:])
+        names, shapes = tuple(self._blocks.names), tuple(self._blocks.shapes)
+        return gains_of(self.settings, names, shapes, self._blocks, found, share)
+
+    def _ratios(self, without: int | None) -> Tensor:
+        """Of every gain, [width]; all 1 where no task has a signal."""
+        totals = self._signal.sum(1)
+        seen = totals > 0
+        if without is not None:
+            seen[without] = False
+        if not bool(seen.any()):
+            return torch.ones(self._signal.shape[1], dtype=torch.float64)
+        signal = (self._signal[seen] / totals[seen, None]).mean(0).clamp(min=0)
+        noise = (self._noise[seen] / self._noise[seen].sum(1, keepdim=True)).mean(0)
+        ratios = (signal / (noise + self._config.structure_floor * noise.mean())) ** self._config.structure_power
+        return ratios / ratios.mean()
+
+
+def _slopes(block: Block, gradient: Tensor) -> Tensor:
+    """The slopes along a block's gains, float64 on the CPU."""
+    if not block.is_matrix:
+        return gradient.flatten().double().cpu() * unit(block) ** 0.5
+    products = (gradient * block.parameter.detach()).reshape(sides(block)).double()
+    return torch.cat([products.sum(1), products.sum(0)]).cpu()
