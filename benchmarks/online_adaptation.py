@@ -132,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(description="Can forwards alone find the rows that want larger scales?")
     parser.add_argument("--base", default="zoft-base")
-    parser.add_argument("--tuner", default="zoft-base-default")
+    parser.add_argument("--tuner", default="zoft-base-scales")
     parser.add_argument("--tasks", help="by default those of development")
     parser.add_argument("--forwards", default="200,600,2000", help="forward passes until the scales are adapted")
     parser.add_argument("--minibatches", type=int, default=240)

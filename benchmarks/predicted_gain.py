@@ -100,10 +100,12 @@ def deviations(tuner: Tuner, model: nn.Module) -> dict[str, Tensor]:
     """The standard deviation of every entry of a tuner's first direction, by block.
 
     Raises:
-        UsageError: the tuner's directions are correlated within a block.
+        UsageError: the tuner's directions are correlated within a block: a low rank, or gains.
     """
     if tuner.structure is not None and tuner.structure.kind != "scales":
-        raise UsageError("a structure of low rank has no scale for every entry", "Give a tuner of scales.")
+        raise UsageError(
+            f"the structure {tuner.structure.kind} has no scale for every entry", "Give a tuner of scales, or without."
+        )
     blocks = Blocks.of(model)
     method = get_optimizer("zo-finetuner", tuner=tuner.bind(model))
     state = method.init(blocks)
@@ -140,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(description="What a tuner's directions should gain, from gradients alone.")
     parser.add_argument("--base", default="zoft-base")
-    parser.add_argument("--tuner", action="append", help="by default the one that comes with the package")
+    parser.add_argument("--tuner", action="append", help="by default zoft-base-scales")
     parser.add_argument("--tasks", help="by default those of meta-training and development")
     parser.add_argument("--directions", type=int, default=8)
     parser.add_argument("--minibatches", type=int, default=120)
@@ -148,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     roles = ("meta-training", "development")
     names = given.tasks.split(",") if given.tasks else [name for role in roles for name in tasks_with_role(role)]
     try:
-        print(table(given.base, given.tuner or ["zoft-base-default"], names, given.directions, given.minibatches))
+        print(table(given.base, given.tuner or ["zoft-base-scales"], names, given.directions, given.minibatches))
     except ZoftError as error:
         print(error, file=sys.stderr)
         return error.exit_code

@@ -177,15 +177,17 @@ def page(content: Mapping[str, Any], notes: str, images: str) -> str:
     """The page.
 
     Args:
-        notes: the hand-written part. ``images``: where the plots lie, relative to the page.
+        notes: the hand-written part; what it says before its first heading comes first.
+        images: where the plots lie, relative to the page.
     """
-    pairs = pairs_of(content)
+    pairs, (lead, _, _) = pairs_of(content), notes.partition("## ")
     lines = [
         "# The evidence",
         "",
         "Written by `python -m finetune.evidence` from `evidence.json`; how it is measured: [Comparing](comparing.md).",
         "One run over held-out tasks with the frozen default; nothing was chosen on anything that is shown here.",
         "",
+        *([lead.strip(), ""] if lead.strip() else []),
         *_goal_lines(pairs),
         *_missing_lines(content.get("missing", [])),
         *_rival_lines(pairs),
@@ -207,7 +209,7 @@ def page(content: Mapping[str, Any], notes: str, images: str) -> str:
         lines += ["", f"![Loss by forward passes]({images}{base['name']}-loss.png)", ""]
         if any(view["regime"] == TUNED for view in base["views"]):
             lines.append(f"![Final loss by learning rate]({images}{base['name']}-lr.png)")
-    return "\n".join(lines) + "\n\n" + notes
+    return "\n".join(lines) + "\n\n" + notes.removeprefix(lead)
 
 
 def _goal_lines(pairs: Sequence[Pair]) -> list[str]:

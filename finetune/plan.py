@@ -80,8 +80,10 @@ def plan(
     hyper = dict(config.hyper)
     kind = METHODS[name]
     for key in ("lr",) if name in FIRST_ORDER else ("lr", "epsilon"):
-        # A tuner's learning rate is for steps of −η·c·z: under another update rule it would be of another length.
-        source = None if key == "lr" and "update" in getattr(kind, "parts", ()) else tuner
+        # A tuner's learning rate is for steps of −η·c·z: under another update rule it would be of another length, and
+        # so it would where a step-size head that goes by the examples' losses measures none.
+        other = "update" in getattr(kind, "parts", ()) or (_differentiates(config) and _by_example(tuner))
+        source = None if key == "lr" and other else tuner
         hyper[key], sources[key] = _setting(key, hyper.get(key), source, kind.model_fields[key].default)
     if name == LEARNED and tuner is not None:
         for key, value in tuner.config.recommended.estimate.items():
@@ -119,6 +121,11 @@ def _differentiates(config: FinetuneConfig) -> bool:
     estimator = kind.model_fields.get("estimator")
     default = None if estimator is None else estimator.default
     return config.optimizer in FIRST_ORDER or config.hyper.get("estimator", default) == "derivative"
+
+
+def _by_example(tuner: Tuner | None) -> bool:
+    """Whether a tuner's step-size head goes by the losses of the examples."""
+    return tuner is not None and tuner.config.step_rule is not None and tuner.config.step_rule.by_example
 
 
 def _problems(

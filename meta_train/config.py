@@ -111,7 +111,7 @@ class MetaTrainConfig(Config):
         description="Non-finite meta-losses in a row before the weights go back to the base's; twice as many give up.",
     )
     structure: Literal["none", "scales", "low-rank", "gains"] = Field(
-        "scales",
+        "gains",
         description="Learned structure within the blocks, from the gradients along the trajectories: none, row and"
         " column scales of every matrix, a low rank, or gains of rows and columns.",
     )
@@ -121,7 +121,7 @@ class MetaTrainConfig(Config):
         " different minibatches, over what is not; that needs the expected objective.",
     )
     structure_share: float | None = Field(
-        0.97,
+        1.0,
         ge=0,
         le=1,
         description="Share a of the learned part in each block's covariance; empty: so much that it meets as much"
@@ -134,7 +134,7 @@ class MetaTrainConfig(Config):
         description="Rank of each side of a low-rank structure; empty: the largest within 2 % of the model's bytes.",
     )
     structure_power: float = Field(
-        2.5,
+        1.0,
         allow_inf_nan=False,
         description="Exponent of the moments, or of signal over noise: 1 samples directions in proportion, 0 evenly.",
     )
@@ -162,7 +162,7 @@ class MetaTrainConfig(Config):
         " types after the other, those with the most signal over noise.",
     )
     step_size: Literal["none", "curvature", "slopes", "gauss-newton"] = Field(
-        "slopes",
+        "gauss-newton",
         description="Step-size head: none, or a learning rate that follows the curvature measured by an occasional"
         " third forward, the slopes that are measured anyway, or the losses of the single examples.",
     )

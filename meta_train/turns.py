@@ -20,6 +20,7 @@ from meta_train.signal import Signal
 from zoft.blocks import Blocks
 from zoft.errors import UsageError
 from zoft.tuner.module_types import module_types
+from zoft.tuner.turns import MOST
 
 #: Least G/F: a smaller or negative estimate is noise.
 _LEAST = 0.01
@@ -29,10 +30,18 @@ _MOST_TYPES = 14
 
 
 def check_turns(config: MetaTrainConfig, blocks: Blocks) -> None:
-    """Raise a UsageError where blocks are to take turns and are all of one module type."""
-    if config.turns != "none" and len(set(module_types(blocks))) < 2:
+    """Raise a UsageError where blocks are to take turns and are of one module type, or of too many for one each."""
+    if config.turns == "none":
+        return
+    types = len(set(module_types(blocks)))
+    if types < 2:
         raise UsageError(
             "all blocks of the model are of one module type, and so cannot take turns", "Set turns to none."
+        )
+    if config.turns == "types" and types > MOST:
+        raise UsageError(
+            f"the blocks of the model are of {types} module types, and there are at most {MOST} turns",
+            "Set turns to signal, which makes two parts, or to none.",
         )
 
 

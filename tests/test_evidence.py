@@ -23,7 +23,8 @@ from zoft.errors import UsageError
 
 ROOT = Path(__file__).parents[1]
 
-NOTES = "## What failed\n\nMost of it.\n\n## Limits\n\nToys.\n"
+LEAD = "Of toys."
+NOTES = f"{LEAD}\n\n## What failed\n\nMost of it.\n\n## Limits\n\nToys.\n"
 
 
 def values(folder: Path, **more: Any) -> dict[str, Any]:
@@ -92,9 +93,11 @@ def test_the_page_shows_goals_tables_plots_and_the_notes(made: tuple[Path, dict[
         "| best rival | ",
         "![Loss by forward passes](evidence/toy-loss.png)",
         content["frozen"]["tuners"]["toy"][0],
-        NOTES,
+        NOTES.removeprefix(LEAD),
     ):
         assert words in text
+    assert text.count(LEAD) == 1
+    assert text.index(LEAD) < text.index("## On held-out tasks")
     for name in ("toy-loss", "toy-lr", "toy-2-loss", "toy-2-lr"):
         assert (folder / "docs" / "evidence" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     again = render(EvidenceConfig.build(values(folder)))

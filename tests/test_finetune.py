@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from zoft.tasks import tasks_with_role
 from zoft.tasks.dataset import load_dataset_task
 from zoft.tasks.lm import LMTask
 from zoft.tuner import Tuner
+from zoft.tuner.step_rule import StepRuleConfig
 
 HELD_OUT = tasks_with_role("held-out")[0]
 
@@ -187,6 +189,20 @@ def test_an_update_rule_of_its_own_keeps_its_learning_rate(tmp_path: Path) -> No
         FinetuneConfig.build({**values, "optimizer": "hizoo+lozo"})
     lozo = plan(FinetuneConfig.build({**values, "optimizer": "lozo"}))
     assert lozo.config.hyper == {"lr": 2e-5, "epsilon": 2e-3}
+
+
+def test_a_rate_without_units_is_not_for_steps_that_measure_no_examples(tmp_path: Path) -> None:
+    rule = StepRuleConfig(kind="gauss-newton", damping=1.0, decay=0.9)
+    tuner = untrained(tiny_loaded(), lr=1.0)
+    tuner = replace(tuner, config=tuner.config.model_copy(update={"step_rule": rule}))
+    values = {"tuner": str(tuner.save_pretrained(tmp_path / "tuner")), "task": HELD_OUT, "model": "zoft-base"}
+    for optimizer, hyper, lr in (
+        ("mezo", {}, 1.0),
+        ("mezo", {"estimator": "derivative"}, 1e-6),
+        ("forward-grad", {}, 1e-6),
+    ):
+        made = plan(FinetuneConfig.build({**values, "optimizer": optimizer, "hyper": hyper}))
+        assert made.config.hyper["lr"] == lr
 
 
 @pytest.mark.parametrize("optimizer", ["zo-adam", "hizoo-l+zo-sgd-mmt", "lozo+fzoo", "forward-grad"])

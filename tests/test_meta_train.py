@@ -342,7 +342,7 @@ def test_the_lookahead_rate_is_measured_where_it_is_not_given():
 
 
 def test_recipes_are_valid_and_every_field_is_explained():
-    assert sorted(RECIPES) == ["default", "lookahead", "outcomes", "paper"]
+    assert sorted(RECIPES) == ["default", "lookahead", "outcomes", "paper", "scales"]
     configs = {name: MetaTrainConfig.load(base=recipe(name)) for name in RECIPES}
     assert configs["default"] == MetaTrainConfig()
     paper = configs["paper"]

@@ -65,5 +65,5 @@ def test_deviations_are_those_of_directions() -> None:
     factors = np.concatenate([found[name].numpy() / expected[name] for name in found])
     np.testing.assert_allclose(factors, factors[0], rtol=1e-3)
     assert all(bool((values == 1).all()) for values in deviations(Tuner.untrained(model), model).values())
-    with pytest.raises(UsageError, match="low rank has no scale"):
+    with pytest.raises(UsageError, match="low-rank has no scale"):
         deviations(Tuner.untrained(model).structured(structure_for(model, "low-rank")), model)

@@ -42,7 +42,7 @@ from zoft.tuner.step_rule import StepRuleConfig
 
 CAUSAL = [family for family in (*FAMILIES, *MORE_FAMILIES) if family not in MASKED_FAMILIES]
 STACKABLE = [name for name, method in OPTIMIZERS.items() if method.stacks is not None and name != "zo-finetuner"]
-SHIPPED = str(Path(__file__).parents[1] / "pretrained_tuners" / "zoft-base-default")
+SHIPPED = str(Path(__file__).parents[1] / "pretrained_tuners" / "zoft-base-scales")
 
 #: What a learning rate must be for some progress in a few steps on the embedded base.
 RATES = {"zo-adam": 1e-3, "fzoo": 1e-5, "zo-sgd-sign": 3e-4}

@@ -286,9 +286,12 @@ def test_many_types_are_parted_at_a_ratio() -> None:
     assert best_part(signal, noise).nonzero().flatten().tolist() == [7]
 
 
-def test_a_model_of_one_type_is_refused_before_anything_is_computed(tmp_path: Path) -> None:
-    model = build(lambda: nn.Linear(4, 1, bias=False))
-    with pytest.raises(UsageError, match="one module type"):
+@pytest.mark.parametrize(("count", "reason"), [(1, "one module type"), (65, "of 65 module types, .* at most 64 turns")])
+def test_a_model_of_one_type_or_too_many_is_refused_before_anything_is_computed(
+    count: int, reason: str, tmp_path: Path
+) -> None:
+    model = build(lambda: nn.ModuleDict({f"m{number}": nn.Linear(4, 1, bias=False) for number in range(count)}))
+    with pytest.raises(UsageError, match=reason):
         meta_train(
             model, [FunctionTask("t", [randn(8, 4)], squared)], settings(turns="types"), output_dir=tmp_path / "x"
         )

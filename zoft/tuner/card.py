@@ -45,7 +45,7 @@ def card(config: TunerConfig, provenance: Mapping[str, Any], name: str) -> str:
         lr=f"{lr:.3g}" if lr is not None else "not determined",
         settings=json.dumps({"lr": float(f"{lr:.3g}") if lr is not None else 1e-6, **recommended.estimate}),
         imports="" if recommended.schedule == CONSTANT else "import transformers\n",
-        course=_course(recommended),
+        course=_course(recommended) + _closure(config),
         epsilon=f"{recommended.epsilon:g}",
         batch_size=recommended.batch_size,
         estimate="".join(f", {key} {value}" for key, value in recommended.usage.items()),
@@ -65,6 +65,13 @@ def _course(recommended: Recommended) -> str:
         f'\nschedule = transformers.get_scheduler("{recommended.schedule}", optimizer, 0, num_training_steps=STEPS)'
         "  # schedule.step() after each"
     )
+
+
+def _closure(config: TunerConfig) -> str:
+    """What the usage says of the closure where the step-size head goes by the losses of the examples."""
+    if config.step_rule is None or not config.step_rule.by_example:
+        return ""
+    return "\n# Steps are longer where the closure returns the losses of the examples, [B], and not their mean."
 
 
 def base_of(config: TunerConfig) -> str:
