@@ -27,12 +27,14 @@ from torch import Tensor, nn
 
 from meta_train import MetaTrainConfig
 from meta_train.moments import Moments
+from meta_train.signal import Signal
+from meta_train.structure_learner import FROM_SIGNAL
 from zoft.blocks import Blocks
 from zoft.models import load_model, new_causal_lm
 from zoft.objective import Objective
 from zoft.optimizers import ZerothOrder
 from zoft.tuner import BoundTuner, Tuner
-from zoft.tuner.parts import PARTS
+from zoft.tuner.parts import PARTS, Gains
 
 OUTPUT = Path(__file__).with_name("step.json")
 
@@ -50,6 +52,9 @@ LLAMAS: dict[str, tuple[dict[str, int], int, int]] = {
     ),
 }  # fmt: skip
 BASE = "base"
+
+#: What a structure of every kind is made from here.
+SOURCES = {kind: "signal" if kind == Gains.name else "energy" for kind in PARTS}
 
 EPSILON, RATE = 1e-3, 1e-7
 
@@ -91,7 +96,7 @@ def variants(model: nn.Module, objective: Objective, batch: int) -> dict[str, Ca
         "zo-finetuner": ZerothOrder(model, "zo-finetuner", lr=RATE, tuner=tuner),
         **{
             f"zo-finetuner, {kind}": ZerothOrder(model, "zo-finetuner", lr=RATE, tuner=structured(model, kind, batch))
-            for kind in PARTS
+            for kind in SOURCES
         },
     }
     steps: dict[str, Callable[[], Any]] = {
@@ -102,9 +107,12 @@ def variants(model: nn.Module, objective: Objective, batch: int) -> dict[str, Ca
 
 
 def structured(model: nn.Module, kind: str, batch: int) -> BoundTuner:
-    """A tuner with a structure of 2 % of the model; what its directions are does not matter to the time."""
-    blocks = Blocks.of(model)
-    moments = Moments(MetaTrainConfig.build({"structure": kind}), blocks)
+    """A tuner with a structure, a low rank of 2 % of the model; what its directions are does not matter to the time."""
+    blocks, config = Blocks.of(model), MetaTrainConfig.build({"structure": kind, "structure_from": SOURCES[kind]})
+    if SOURCES[kind] == "signal":
+        alike = FROM_SIGNAL[kind](config, blocks, Signal(1, len(blocks))).structure(1.0)
+        return Tuner.untrained(model).structured(alike).bind(model, batch)
+    moments = Moments(config, blocks)
     for block in blocks:
         moments.take(block, block.parameter)
     moments.commit()

@@ -88,12 +88,17 @@ class Stack:
             raise CannotStack
         if not bound:
             return plain
-        ones = torch.ones(layout.width, device=self._device)
+        plainly = torch.zeros(3, layout.width, device=self._device)
+        plainly[0] = 1.0
         made = {index: factors(tuner, layout) for index, tuner in {id(tuner): tuner for tuner in bound}.items()}
-        rows = [ones if tuner is None else made[id(tuner)] for tuner in tuners]
-        if any(row is None for row in rows):
+        found = [plainly if tuner is None else made[id(tuner)] for tuner in tuners]
+        if any(row is None for row in found):
             raise CannotStack
-        stacked = StackedTuner.of(bound[0], torch.stack([row for row in rows if row is not None]), layout, self._whole)
+        rows = torch.stack([row for row in found if row is not None])
+        # What other methods make of their noise besides a direction, they make of noise alone.
+        if bool(rows[:, 1:].any()) and method_name(first) != "mezo":
+            raise CannotStack
+        stacked = StackedTuner.of(bound[0], rows, layout, self._whole, lambda: self._theta)
         return get_optimizer(method_name(first), **{"epsilon": first.epsilon, **hyper, "tuner": stacked})
 
     def _stacked_model(self, model: nn.Module) -> StackedModel:

@@ -16,7 +16,7 @@ from zoft.noise import Key, Noise, Span
 from zoft.objective import Objective
 from zoft.perturb import Perturber
 from zoft.tasks.base import Task
-from zoft.tuner.parts import BoundStructure
+from zoft.tuner.bound_structure import BoundStructure
 
 #: MeZO's largest stable learning rate times the measured curvature, as found on small language models
 #: and MLPs (0.1 to 0.4 there).

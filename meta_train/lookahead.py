@@ -110,6 +110,10 @@ class LearnedStep:
         state["sigma"].copy_(sigma.detach())
         state["scale"].copy_(scale.detach())
 
+    def moves(self, state: State, key: Key, block: Block) -> bool:
+        """Every direction is of all blocks."""
+        return True
+
     def draw(self, noise: Noise, key: Key, span: Span) -> Tensor:
         """u over the span."""
         return raw_noise(noise, key, span)

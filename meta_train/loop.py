@@ -22,7 +22,8 @@ from meta_train.outcomes import check_outcomes, learn_by_outcomes
 from meta_train.parts import LearnedParts, learned_parts, recommended_rate
 from meta_train.report import Reporter
 from meta_train.signal import BatchGradients, Signal, batch_gradients
-from meta_train.structure_learner import ByTask, structure_learner
+from meta_train.signal_structure import SignalStructure
+from meta_train.structure_learner import structure_learner
 from meta_train.trajectory import TRAJECTORIES, BaseWeights, Trajectory
 from meta_train.turns import check_turns
 from zoft.blocks import Blocks
@@ -264,7 +265,7 @@ class _Run:
             after, gradients = self.seen
             self.signal.load(after.state())
             self.seen = None
-            if isinstance(self.moments, ByTask):
+            if isinstance(self.moments, SignalStructure):
                 self.moments.commit(index, gradients)
 
     def _skip(self, index: int) -> None:

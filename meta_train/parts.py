@@ -13,7 +13,7 @@ from meta_train.config import MetaTrainConfig
 from meta_train.edge import Measured, measure
 from meta_train.moments import model_bytes
 from meta_train.signal import Signal
-from meta_train.structure_learner import ByTask
+from meta_train.signal_structure import SignalStructure
 from meta_train.turns import learned_turns
 from zoft.blocks import Blocks
 from zoft.noise import get_noise
@@ -83,7 +83,7 @@ def tuners_without(run: FinishedRun, parts: LearnedParts) -> list[BoundTuner]:
     tuners = []
     for index in range(len(run.tasks)):
         structure = parts.structure
-        if structure is not None and isinstance(run.moments, ByTask) and len(run.tasks) > 1:
+        if structure is not None and isinstance(run.moments, SignalStructure) and len(run.tasks) > 1:
             structure = run.moments.structure(float(structure.share.max()), without=index)
         bound = structure.bind(run.blocks.names, run.blocks.shapes) if structure is not None else None
         left_out = index if len(run.tasks) > 1 else None

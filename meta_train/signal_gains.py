@@ -16,25 +16,19 @@ import torch
 from torch import Tensor
 
 from meta_train.config import MetaTrainConfig
-from meta_train.moments import settings_of, sides
+from meta_train.moments import sides
 from meta_train.signal import BatchGradients, Signal
+from meta_train.signal_structure import SignalStructure
 from zoft.blocks import Block, Blocks
 from zoft.tuner.gains import gained, gains_of, unit
 from zoft.tuner.structure import Structure
 
 
-class SignalGains:
-    """Running means of the signal and the noise of every gain, by task.
-
-    Args:
-        config: with the structure ``gains``.
-        blocks: the model's blocks.
-        signal: of the blocks; a visit is added to it before it is added here.
-    """
+class SignalGains(SignalStructure):
+    """The signal and the noise of every gain."""
 
     def __init__(self, config: MetaTrainConfig, blocks: Blocks, signal: Signal) -> None:
-        self._config, self._blocks, self._of_blocks = config, blocks, signal
-        self.settings = settings_of(config, blocks)
+        super().__init__(config, blocks, signal)
         self._places: dict[str, slice] = {}
         width = 0
         for block in gained(blocks):
@@ -44,7 +38,6 @@ class SignalGains:
         self._sums, self._squares = (torch.zeros(width, dtype=torch.float64) for _ in range(2))
         tasks = len(signal.visits)
         self._signal, self._noise = (torch.zeros(tasks, width, dtype=torch.float64) for _ in range(2))
-        self.count = 0
 
     def take(self, block: Block, gradient: Tensor) -> None:
         """One block's gradient of one minibatch, at the weights as they are."""
@@ -81,11 +74,7 @@ class SignalGains:
         self._noise.copy_(state["noise"])
 
     def structure(self, share: float, without: int | None = None) -> Structure:
-        """The structure that the ratios say, with that share a; the model must be at the weights it is for.
-
-        Args:
-            without: index of a task that is left out.
-        """
+        """The gains of rows, columns and vectors that the ratios say."""
         ratios, found = self._ratios(without), {}
         for block in gained(self._blocks):
             own = ratios[self._places[block.name]]

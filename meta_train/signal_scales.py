@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from meta_train.config import MetaTrainConfig
-from meta_train.moments import SIDES, settings_of, sides
+from meta_train.moments import SIDES, sides
 from meta_train.signal import BatchGradients, Signal
+from meta_train.signal_structure import SignalStructure
 from zoft.blocks import Block, Blocks
 from zoft.tuner.parts import Scales
 from zoft.tuner.structure import Structure, factor_shapes
@@ -29,18 +30,11 @@ from zoft.tuner.structure import Structure, factor_shapes
 _REACH, _BLOCK_REACH = 20.0, 10.0
 
 
-class SignalScales:
-    """Running means of the signal and the noise of every row and column, by task.
-
-    Args:
-        config: with the structure ``scales``.
-        blocks: the model's blocks.
-        signal: of the blocks; a visit is added to it before it is added here.
-    """
+class SignalScales(SignalStructure):
+    """The signal and the noise of every row and column."""
 
     def __init__(self, config: MetaTrainConfig, blocks: Blocks, signal: Signal) -> None:
-        self._config, self._blocks, self._of_blocks = config, blocks, signal
-        self.settings = settings_of(config, blocks)
+        super().__init__(config, blocks, signal)
         tasks = len(signal.visits)
         self._pending: dict[str, Tensor] = {}
         self._means: dict[str, Tensor] = {}
@@ -49,7 +43,6 @@ class SignalScales:
                 self._pending[f"{side}/{block.name}"] = torch.zeros(size, dtype=torch.float64)
                 for kind in ("signal", "noise"):
                     self._means[f"{kind}/{side}/{block.name}"] = torch.zeros(tasks, size, dtype=torch.float64)
-        self.count = 0
 
     def _covered(self) -> list[Block]:
         return [block for block in self._blocks if factor_shapes(self.settings, block.shape) is not None]
@@ -94,11 +87,7 @@ class SignalScales:
             mean.copy_(state[name])
 
     def structure(self, share: float, without: int | None = None) -> Structure:
-        """The structure that the ratios say, with that share a. A block that had no signal has the share 0.
-
-        Args:
-            without: index of a task that is left out.
-        """
+        """The scales that the ratios say. A block that had no signal has the share 0."""
         shares, weights = torch.zeros(len(self._blocks)), torch.ones(len(self._blocks))
         of_blocks, factors = self._weights(without), {}
         for block in self._covered():

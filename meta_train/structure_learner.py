@@ -7,17 +7,16 @@ from meta_train.moments import Moments
 from meta_train.signal import Signal
 from meta_train.signal_gains import SignalGains
 from meta_train.signal_scales import SignalScales
+from meta_train.signal_structure import SignalStructure
 from zoft.blocks import Blocks
 
-#: Learners that keep what every task says by itself; see :class:`meta_train.signal_scales.SignalScales`.
-ByTask = SignalScales | SignalGains
-StructureLearner = Moments | ByTask
-
 #: By the kind of structure, of those that are learned from the signal.
-FROM_SIGNAL: dict[str, type[ByTask]] = {"scales": SignalScales, "gains": SignalGains}
+FROM_SIGNAL: dict[str, type[SignalStructure]] = {"scales": SignalScales, "gains": SignalGains}
 
 
-def structure_learner(config: MetaTrainConfig, blocks: Blocks, signal: Signal | None) -> StructureLearner | None:
+def structure_learner(
+    config: MetaTrainConfig, blocks: Blocks, signal: Signal | None
+) -> Moments | SignalStructure | None:
     """The learner of a run; None where there is no structure.
 
     Args:

@@ -17,8 +17,9 @@ from meta_train.signal import Signal, batch_gradients
 from meta_train.signal_gains import SignalGains
 from tests.models import TiedLM, build, interrupted, randn
 from tests.structures import structure_for
-from zoft.blocks import Blocks
+from zoft.blocks import Block, Blocks
 from zoft.errors import Interrupted, UsageError
+from zoft.objective import Objective
 from zoft.tasks.function import FunctionTask
 from zoft.tuner import Tuner
 from zoft.tuner.gains import dealt_out, gained, gains_of, unlearned
@@ -177,6 +178,31 @@ def test_a_run_moves_only_gains() -> None:
             # (g_i + h_j): what is left of a matrix after its rows' and columns' means is rounding.
             rest = gains - gains.mean(0) - gains.mean(1, keepdim=True) + gains.mean()
             assert float(rest.abs().max()) < 0.02 * float(gains.abs().max())
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_what_is_at_rest_is_not_copied(held: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, copied = build(TiedLM), []
+    structure = unlearned(structure_for(model, "gains", share=1.0), Blocks.of(model))
+    whole = zoft.perturb.shifted
+
+    def noted(block: Block, shift: Any) -> torch.Tensor:
+        copied.append(block.name)
+        return whole(block, shift)
+
+    monkeypatch.setattr("zoft.perturb.shifted", noted)
+    tokens = torch.arange(12).view(2, 6) % 11
+    objective = Objective(
+        model,
+        lambda model, batch: nn.functional.cross_entropy(model(batch).flatten(0, 1), batch.flatten()),
+        [tokens],
+        held=held,
+    )
+    tuner = Tuner.untrained(model).structured(structure).bind(model)
+    result = zoft.ZerothOrder(model, "zo-finetuner", tuner=tuner, lr=0.0, seed=1).step_on(objective)
+    (probe,) = result.probes
+    assert probe.loss_plus != probe.loss_minus
+    assert set(copied) == {block.name for block in gained(Blocks.of(model))}
 
 
 @pytest.mark.parametrize("name", ["hizoo", "hizoo-l", "zo-adamu"])

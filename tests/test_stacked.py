@@ -118,6 +118,32 @@ def test_tuners_and_their_controls_share_a_stack(bench: Bench) -> None:
     assert len({record["validation_loss"] for record in both(bench, specs)}) == len(specs)
 
 
+def test_gains_share_a_stack_with_their_controls_and_others(bench: Bench, tmp_path: Path) -> None:
+    shipped = Tuner.from_pretrained("zoft-base-default")
+    assert shipped.structure is not None
+    folder = str(Path(SHIPPED).with_name("zoft-base-default"))
+    partly = replace(shipped.structure, share=torch.full_like(shipped.structure.share, 0.7))
+    shipped.structured(partly).save_pretrained(tmp_path / "partly")
+    usage = dict(shipped.config.recommended.usage)
+    tuned = [source(bench, control, 1, folder) for control in (None, "untrained", "permuted", "random-basis")]
+    tuned += [source(bench, folder=str(tmp_path / "partly")), source(bench)]
+    specs = [
+        one(bench, optimizer="zo-finetuner", tuner=tuner, hyper=usage, lr=lr, forwards=36, seed=at // 2)
+        for at, (tuner, lr) in enumerate(zip(tuned, (1.0, 1.0, 0.5, 1.0, 1.0, 5e-4), strict=True))
+    ]
+    specs.append(
+        one(bench, optimizer="mezo", tuner=source(bench, "biases-only", 0, folder), hyper=usage, lr=1.0, forwards=36)
+    )
+    specs.append(one(bench, optimizer="mezo", hyper=usage, forwards=36))
+    assert len({record["validation_loss"] for record in both(bench, specs)}) == len(specs)
+
+
+def test_gains_of_other_methods_are_made_one_by_one(bench: Bench) -> None:
+    folder = str(Path(SHIPPED).with_name("zoft-base-default"))
+    runner = Runner(bench)
+    assert Stacker(runner).stacked([one(bench, optimizer="zo-adam", tuner=source(bench, folder=folder))]) is None
+
+
 def test_a_step_size_head_by_examples_sees_each_runs_own(bench: Bench, tmp_path: Path) -> None:
     shipped = Tuner.from_pretrained(SHIPPED)
     rule = StepRuleConfig(kind="gauss-newton", damping=1.0, decay=0.8)

@@ -32,6 +32,12 @@ Shift = Callable[[Span], Tensor]
 _Result = TypeVar("_Result")
 
 
+def moves(shift: Shift, block: Block) -> bool:
+    """Whether a shift is of a block: one that has a ``moves`` of its own says so, any other is of all blocks."""
+    its: Callable[[Block], bool] | None = getattr(shift, "moves", None)
+    return its is None or its(block)
+
+
 def shifted(block: Block, shift: Shift) -> Tensor:
     """θ + shift of one block: a new tensor of the block's shape and dtype.
 
@@ -193,6 +199,8 @@ class Perturber:
         return hook
 
     def _swap_in(self, block: Block, shift: Shift) -> None:
+        if not moves(shift, block):
+            return
         moved = shifted(block, shift)
         self._kept[block.index] = block.parameter.data
         block.parameter.data = moved
@@ -212,7 +220,7 @@ def displaced(blocks: Blocks, shift: Shift) -> Iterator[None]:
     """
     kept: dict[int, Tensor] = {}
     try:
-        for block in blocks:
+        for block in (block for block in blocks if moves(shift, block)):
             moved = shifted(block, shift)
             kept[block.index] = block.parameter.data.to("cpu", copy=True)
             with torch.no_grad():

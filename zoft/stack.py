@@ -23,7 +23,8 @@ from zoft.errors import UsageError
 from zoft.noise import Key, Layout, Noise, Span
 from zoft.step import Probe, State
 from zoft.tuner.bound import BoundTuner
-from zoft.tuner.parts import BoundStructure
+from zoft.tuner.bound_structure import BoundStructure
+from zoft.tuner.parts import NOISE_PART
 
 _REMEDY = "Leave runs_at_once at 1."
 
@@ -149,7 +150,7 @@ class StackedNoise(Noise):
 
 
 class StackedTuner(BoundTuner):
-    """The tuners of several runs, as factors that multiply the entries of their directions; see :func:`factors`."""
+    """The tuners of several runs, as what makes their noise into directions; see :func:`factors`."""
 
     def check(self, blocks: Blocks) -> None:
         """Nothing to check."""
@@ -169,10 +170,18 @@ class StackedTuner(BoundTuner):
         """Nothing is kept."""
 
     @classmethod
-    def of(cls, bound: BoundTuner, rows: Tensor, layout: Layout, whole: bool) -> Self:
-        """For runs whose factors are ``rows`` [runs, width]; ``bound`` is the tuner of any of them."""
+    def of(cls, bound: BoundTuner, rows: Tensor, layout: Layout, whole: bool, theta: Callable[[], Tensor]) -> Self:
+        """For runs whose factors are ``rows`` [runs, 3, width].
+
+        Args:
+            bound: the tuner of any of them.
+            whole: whether a span is of a row as a whole, which gains need.
+            theta: the rows of the runs' weights as they are, [runs, width].
+        """
         values = {part.name: getattr(bound, part.name) for part in fields(BoundTuner)}
-        return cls(**{**values, "structure": _Factors(rows, layout, whole), "step_rule": None})
+        gained = bool(rows[:, 1:].any())
+        structure = _Gains(rows, layout, whole, theta) if gained else _Factors(rows, layout, whole)
+        return cls(**{**values, "structure": structure, "step_rule": None})
 
 
 class _Factors(BoundStructure):
@@ -180,7 +189,10 @@ class _Factors(BoundStructure):
 
     def __init__(self, rows: Tensor, layout: Layout, whole: bool) -> None:
         super().__init__(())
-        self._factors, self._layout, self._whole_rows = rows, layout, whole
+        self._factors, self._layout, self._whole_rows = rows[:, 0], layout, whole
+
+    def uses_noise(self, block: Block) -> bool:
+        return True
 
     def mixed(self, noise: Noise, key: Key, span: Span, values: Tensor, variance: float = 1.0) -> Tensor:
         return values
@@ -188,25 +200,70 @@ class _Factors(BoundStructure):
     def variance(self, span: Span) -> None:
         return None
 
-    def deviation(self, span: Span) -> Tensor:
+    def deviation(self, span: Span) -> Tensor | float:
         return self._factors if self._whole_rows else self._layout.of(self._factors, span.block).flatten(1)
 
 
+class _Gains(_Factors):
+    """Factors by entry, and gains of rows and columns, of several runs: all blocks of a row at once."""
+
+    def __init__(self, rows: Tensor, layout: Layout, whole: bool, theta: Callable[[], Tensor]) -> None:
+        super().__init__(rows, layout, whole)
+        self._sides, self._theta = (rows[:, 1], rows[:, 2]), theta
+        self._gained = [block for block in layout.blocks if bool(layout.of(rows[:, 1:], block).any())]
+
+    def mixed(self, noise: Noise, key: Key, span: Span, values: Tensor, variance: float = 1.0) -> Tensor:
+        """Factors and gains are in it, so that :meth:`deviation` is 1."""
+        values, theta = values.mul_(self._factors), self._theta()
+        own = [
+            noise(key._replace(part=key.part + number * NOISE_PART), span, values.device) * side
+            for number, side in enumerate(self._sides, 1)
+        ]
+        for block in self._gained:
+            rows, columns = block.shape[0], block.columns if block.is_matrix else 0
+            left, right = (self._flat(side, block)[:, :size] for side, size in zip(own, (rows, columns), strict=True))
+            if not block.is_matrix:
+                self._flat(values, block).add_(left)
+                continue
+            target, weights = (self._flat(of, block).unflatten(1, (rows, columns)) for of in (values, theta))
+            target.addcmul_(left[:, :, None] + right[:, None], weights)
+        return values
+
+    def _flat(self, rows: Tensor, block: Block) -> Tensor:
+        """The block's entries in every row, a view [runs, numel]."""
+        start = self._layout.starts[block.index]
+        return rows[:, start : start + block.numel]
+
+    def deviation(self, span: Span) -> float:
+        return 1.0
+
+
 def factors(bound: BoundTuner, layout: Layout) -> Tensor | None:
-    """What multiplies the entries of a tuner's directions, a row [width], where it is the same at every step.
+    """What makes a tuner's directions of noise, rows [3, width], where it is the same at every step.
 
     Returns:
-        None where the networks see what changes during a run, a low rank is mixed in, or blocks take turns.
+        what multiplies the noise by entry, and at the beginning of every block that has gains the standard deviations
+        of those of its rows, and of its columns; None where the networks see what changes during a run, a low rank is
+        mixed in, or blocks take turns.
     """
-    mixed = bound.structure is not None and not bound.structure.by_entry
-    if bound.turns or mixed or bool(bound.network.out.weight.any()):
+    structure = bound.structure
+    if bound.turns or (structure is not None and structure.low_rank) or bool(bound.network.out.weight.any()):
         return None
     state = bound.init(layout.blocks)
     bound.begin(state, layout.blocks)
-    row = torch.ones(layout.width, device=layout.blocks[0].parameter.device)
+    made = torch.zeros(3, layout.width, device=layout.blocks[0].parameter.device)
+    made[0] = 1.0
     for block in layout.blocks:
-        part = layout.of(row, block).view(-1)
-        part.fill_(bound.scale(state, block))
-        if bound.structure is not None:
-            part.mul_(bound.structure.deviation(Span(block, 0, block.numel)))
-    return row
+        start, scale = layout.starts[block.index], bound.scale(state, block)
+        part = made[0, start : start + block.numel].fill_(scale)
+        if structure is None:
+            continue
+        isotropic, *sides = structure.gains(block)
+        if sides[0] is None:
+            part.mul_(structure.deviation(Span(block, 0, block.numel)))
+            continue
+        part.mul_(isotropic)
+        for row, side in enumerate(sides, 1):
+            if side is not None:
+                made[row, start : start + len(side)] = (side * scale).to(made.device)
+    return made

@@ -119,6 +119,9 @@ class Method(Protocol):
     def begin(self, state: State, blocks: Blocks) -> None:
         """Prepare ``state`` for this step's directions."""
 
+    def moves(self, state: State, key: Key, block: Block) -> bool:
+        """Whether a direction is of ``block``; one that is not is 0 there."""
+
     def draw(self, noise: Noise, key: Key, span: Span) -> Tensor:
         """The direction's raw noise over ``span``; its last dimension is the span's."""
 
@@ -368,6 +371,10 @@ class _Shift:
         self._method, self._state, self._noise, self._key, self._epsilon = method, state, noise, key, epsilon
         # The noise itself takes as much again.
         self._kept: dict[tuple[int, int], Tensor] | None = {} if noise.may_keep(2 * numel) else None
+
+    def moves(self, block: Block) -> bool:
+        """Whether the direction is of ``block``; others need no copy of their weights."""
+        return self._method.moves(self._state, self._key, block)
 
     def __call__(self, span: Span) -> Tensor:
         index = (span.block.index, span.start)

@@ -192,6 +192,14 @@ class ZOOptimizer(Config):
         """What multiplies the whole direction of a block: ν·σ_i with a tuner, else 1."""
         return self.tuner.scale(state, block) if self.tuner else 1.0
 
+    def moves(self, state: State, key: Key, block: Block) -> bool:
+        """Whether a direction is of ``block``: not where a tuner leaves it at rest, or it is another's turn."""
+        tuner = self.tuner
+        if tuner is None:
+            return True
+        rests = tuner.structure is not None and not tuner.structure.moves(block)
+        return not rests and tuner.takes(key, block, self.directions) and self.scale(state, block) != 0
+
     def draw(self, noise: Noise, key: Key, span: Span) -> Tensor:
         """u over ``span``, float32 of shape [len(span)]: what :meth:`direction` makes z of.
 

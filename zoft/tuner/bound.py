@@ -14,9 +14,9 @@ from zoft.blocks import Block, Blocks
 from zoft.errors import UsageError
 from zoft.noise import Key
 from zoft.step import Probe, State
+from zoft.tuner.bound_structure import BoundStructure
 from zoft.tuner.features import FeatureConstants, block_statistics, features
 from zoft.tuner.normalization import NormalizationConfig, effective_sizes, normalization
-from zoft.tuner.parts import BoundStructure
 from zoft.tuner.pertnn import PertNN
 from zoft.tuner.step_rule import StepRuleConfig
 from zoft.tuner.turns import turn_at

@@ -1,17 +1,14 @@
-"""The learned part of a block's direction while a method runs: scales by entry, or a second noise of few numbers."""
+"""The learned part of a block's direction: scales by entry, or a second noise of few numbers."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from zoft.blocks import Block
 from zoft.noise import Key, Noise, Span, working_dtype
 
 #: The noise that is mixed in is this part of a direction's key, and on; those below are the methods' own.
@@ -20,10 +17,6 @@ NOISE_PART = 16
 #: Entries of the rows that are multiplied at once. The tiles are the same whatever span is asked for, so that no
 #: entry depends on how a block is cut.
 _TILE = 1 << 17
-
-
-#: Scales of so many entries are kept whole, which small models gain from; those of others are made chunk by chunk.
-_KEEP = 1 << 24
 
 
 class Part(ABC):
@@ -91,15 +84,29 @@ class Part(ABC):
         return self
 
 
-class Scales(Part):
-    """L = diag(r_i·c_j), with means 1 of r and c: a standard deviation √(r_i·c_j), as Adafactor factors it."""
-
-    name = "scales"
+class _TwoVectors(Part):
+    """Given by a number for every row and one for every column."""
 
     @staticmethod
     def sizes(rows: int, columns: int, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """[m] and [n]."""
         return (rows,), (columns,)
+
+    @staticmethod
+    def random_like(factor: Tensor, generator: torch.Generator) -> Tensor:
+        """The same numbers in another order."""
+        return factor[torch.randperm(len(factor), generator=generator)]
+
+    @staticmethod
+    def resized(left: Tensor, rows: int) -> Tensor:
+        """New rows have the mean."""
+        return torch.cat([left[:rows], left.mean().expand(max(0, rows - len(left)))])
+
+
+class Scales(_TwoVectors):
+    """L = diag(r_i·c_j), with means 1 of r and c: a standard deviation √(r_i·c_j), as Adafactor factors it."""
+
+    name = "scales"
 
     @staticmethod
     def problem(left: Tensor, right: Tensor) -> str | None:
@@ -115,16 +122,6 @@ class Scales(Part):
     def normalised(factor: Tensor) -> Tensor:
         """Mean 1."""
         return (factor.double() / factor.double().mean()).float()
-
-    @staticmethod
-    def random_like(factor: Tensor, generator: torch.Generator) -> Tensor:
-        """The same scales in another order."""
-        return factor[torch.randperm(len(factor), generator=generator)]
-
-    @staticmethod
-    def resized(left: Tensor, rows: int) -> Tensor:
-        """New rows have the mean scale."""
-        return torch.cat([left[:rows], left.mean().expand(max(0, rows - len(left)))])
 
     def variance(self, span: Span, isotropic: float, learned: float) -> Tensor:
         """(1 − a) + a·ω·r_i·c_j."""
@@ -206,10 +203,10 @@ class LowRank(Part):
         return values
 
 
-class Gains(Part):
+class Gains(_TwoVectors):
     """The direction z_ij = (g_i + h_j)·θ_ij of a matrix with g_i ~ N(0, l_i), h_j ~ N(0, r_j): its rows and columns
     are made larger or smaller as they are, as if what goes into the layer, or comes out, were rescaled. A vector has
-    z_j = g_j.
+    z_j = g_j, and makes no use of the right factor.
 
     So a block of [m, n] moves in m + n dimensions. (IA)³ (Liu et al., arXiv 2205.05638) trains such gains of keys,
     values and hidden units alone, by backpropagation; here all of a model's matrices have them, nothing is added to the
@@ -219,11 +216,6 @@ class Gains(Part):
     name = "gains"
     mixes = True
     vectors = True
-
-    @staticmethod
-    def sizes(rows: int, columns: int, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """[m] and [n]; of a vector the second is not used."""
-        return (rows,), (columns,)
 
     @staticmethod
     def problem(left: Tensor, right: Tensor) -> str | None:
@@ -236,16 +228,6 @@ class Gains(Part):
     def normalised(factor: Tensor) -> Tensor:
         """As it is: the trace is that of both, and of the weights."""
         return factor.float()
-
-    @staticmethod
-    def random_like(factor: Tensor, generator: torch.Generator) -> Tensor:
-        """The same variances in another order."""
-        return factor[torch.randperm(len(factor), generator=generator)]
-
-    @staticmethod
-    def resized(left: Tensor, rows: int) -> Tensor:
-        """New rows have the mean variance."""
-        return torch.cat([left[:rows], left.mean().expand(max(0, rows - len(left)))])
 
     def variance(self, span: Span, isotropic: float, learned: float) -> Tensor:
         """(1 − a) + a·ω·(l_i + r_j)·θ_ij²."""
@@ -289,110 +271,3 @@ def _weights(span: Span) -> Tensor:
 
 #: Kinds of learned parts by name.
 PARTS: dict[str, type[Part]] = {part.name: part for part in (Scales, LowRank, Gains)}
-
-
-@dataclass(frozen=True, eq=False)
-class Mixed:
-    """S of one block.
-
-    Attributes:
-        isotropic: 1 − a.
-        learned: a·ω.
-        part: L; None is the identity.
-    """
-
-    isotropic: float
-    learned: float
-    part: Part | None
-
-
-def _mixes(block: Mixed) -> bool:
-    """Whether a second noise is mixed in; a part without a learned share leaves only the isotropic one."""
-    return block.part is not None and block.part.mixes and bool(block.learned)
-
-
-class BoundStructure:
-    """The structure in the order of a model's blocks: how noise becomes a direction with covariance S.
-
-    Scales multiply entries (:meth:`deviation`), a low rank and gains mix a second noise into the first (:meth:`mixed`).
-    So a method that keeps something by entry sees white noise with scales, and with the others noise whose variance by
-    entry is :meth:`variance`.
-
-    Args:
-        blocks: S of every block.
-    """
-
-    def __init__(self, blocks: Sequence[Mixed]) -> None:
-        self._blocks = tuple(blocks)
-        #: tr S_i / d_i of every block, float32 [B].
-        self.power = torch.tensor([mixed.isotropic + mixed.learned for mixed in blocks])
-        self._step: tuple[str, int, int] | None = None
-        self._cores: dict[tuple[int, int, int, int], Tensor] = {}
-        self._kept: dict[tuple[int, int, int, torch.device], Tensor] = {}
-        self._kept_size = 0
-
-    @property
-    def by_entry(self) -> bool:
-        """Whether it only scales entries, and mixes nothing into the noise."""
-        return not any(_mixes(block) for block in self._blocks)
-
-    @property
-    def everywhere(self) -> bool:
-        """Whether a direction is of every entry: none has the variance 0, or may have it where its weight is 0."""
-        return all(block.isotropic or (block.learned and not isinstance(block.part, Gains)) for block in self._blocks)
-
-    def uses_noise(self, block: Block) -> bool:
-        """Whether a block's direction has something of the noise that :meth:`mixed` is given."""
-        mixed = self._blocks[block.index]
-        return bool(mixed.isotropic) or (bool(mixed.learned) and not _mixes(mixed))
-
-    def mixed(self, noise: Noise, key: Key, span: Span, values: Tensor, variance: float = 1.0) -> Tensor:
-        """√(1 − a)·u + √(a·ω·variance)·(what the part makes of a second noise), where it does; else ``values``.
-
-        Where it does, ``values`` is overwritten.
-
-        Args:
-            values: u over ``span``.
-            variance: of an entry of u.
-        """
-        block = self._blocks[span.block.index]
-        if block.part is None or not _mixes(block):
-            return values
-        core = self._core(block.part, noise, key, span)
-        return block.part.mix(core, span, values, math.sqrt(block.isotropic), math.sqrt(block.learned * variance))
-
-    def _core(self, part: Part, noise: Noise, key: Key, span: Span) -> Tensor:
-        """The second noise of a direction, kept during its step: it is small, and each span of each pass needs it."""
-        if self._step != (noise.name, key.seed, key.step):
-            self._step = (noise.name, key.seed, key.step)
-            self._cores.clear()
-        index = (key.draw, key.part, span.block.index, span.block.key)
-        if index not in self._cores:
-            self._cores[index] = part.core(noise, key, span)
-        return self._cores[index]
-
-    def variance(self, span: Span) -> Tensor | None:
-        """The variance by entry of what :meth:`mixed` gives, [len(span)]; None where it is 1."""
-        block = self._blocks[span.block.index]
-        if block.part is None or not _mixes(block):
-            return None
-        return block.part.variance(span, block.isotropic, block.learned)
-
-    def deviation(self, span: Span) -> Tensor | float:
-        """What multiplies the noise by entry, [len(span)], or one number for all; 1 where a second noise is mixed in.
-
-        The tensor may be kept for the next call: it is only to be read.
-        """
-        block = self._blocks[span.block.index]
-        if _mixes(block):
-            return 1.0
-        if block.part is None or not block.learned:
-            return math.sqrt(block.isotropic + block.learned)
-        index = (span.block.index, span.start, span.stop, span.block.parameter.device)
-        kept = self._kept.get(index)
-        if kept is None:
-            kept = block.part.variance(span, block.isotropic, block.learned).sqrt_()
-            if self._kept_size + len(span) <= _KEEP:
-                self._kept_size += len(span)
-                self._kept[index] = kept
-        return kept

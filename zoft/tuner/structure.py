@@ -25,7 +25,8 @@ from pydantic import Field
 from torch import Tensor
 
 from zoft.config import Config
-from zoft.tuner.parts import PARTS, BoundStructure, Mixed, Part
+from zoft.tuner.bound_structure import BoundStructure, Mixed
+from zoft.tuner.parts import PARTS, Part
 
 StructureKind = Literal["scales", "low-rank", "gains"]
 
