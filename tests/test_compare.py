@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from finetune.compare import RUNS_FILE, Comparison, compare
-from finetune.compare_config import SELECTION_OFFSET, CompareConfig, MethodEntry
+from finetune.compare_config import CONTROL_NAMES, SELECTION_OFFSET, CompareConfig, MethodEntry
 from finetune.methods import with_all
 from finetune.run_spec import NO_BETTER, NOT_FINITE, with_course
 from tests.compare_toys import mlp_bench, planted_tuner, toy_bench
@@ -263,7 +263,7 @@ def test_all_stands_for_every_method_that_needs_no_tuner_and_is_not_named(tmp_pa
 def test_the_example_configurations_are_of_tasks_with_the_right_role_and_lack_no_learning_rate() -> None:
     folder = Path(__file__).parents[1] / "finetune" / "configs"
     files = [file for file in sorted(folder.glob("*.yaml")) if file.read_text().startswith("# zoft compare ")]
-    comparisons = ["candidates", "development", "methods", "one-rate", "quick"]
+    comparisons = ["candidates", "development", "development-one-rate", "methods", "one-rate", "quick"]
     assert [file.stem for file in files] == [*(f"compare-{name}" for name in comparisons), "demo"]
     for file in files:
         assert file.read_text().splitlines()[0] == f"# zoft compare --config finetune/configs/{file.name}"
@@ -273,7 +273,7 @@ def test_the_example_configurations_are_of_tasks_with_the_right_role_and_lack_no
         role = "held-out" if file.stem in ("compare-one-rate", "demo") else "development"
         assert {TASKS[task].role for task in made.tasks} == {role}
         if made.lr_mode == "fixed":
-            controls = made.controls or ["untrained"]
+            controls = CONTROL_NAMES if made.controls is None else made.controls
             assert set(made.lrs) == {entry.label for entry in made.entries} | {*controls, *made.tuners}
 
 
