@@ -263,7 +263,7 @@ def test_all_stands_for_every_method_that_needs_no_tuner_and_is_not_named(tmp_pa
 def test_the_example_configurations_are_of_tasks_with_the_right_role_and_lack_no_learning_rate() -> None:
     folder = Path(__file__).parents[1] / "finetune" / "configs"
     files = [file for file in sorted(folder.glob("*.yaml")) if file.read_text().startswith("# zoft compare ")]
-    comparisons = ["candidates", "development", "development-one-rate", "methods", "one-rate", "quick"]
+    comparisons = ["candidates", "development-one-rate", "development", "methods", "one-rate", "quick"]
     assert [file.stem for file in files] == [*(f"compare-{name}" for name in comparisons), "demo"]
     for file in files:
         assert file.read_text().splitlines()[0] == f"# zoft compare --config finetune/configs/{file.name}"
