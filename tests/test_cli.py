@@ -176,7 +176,7 @@ def test_files_with_configurations_say_their_command_and_it_runs_dry(
         code, _, err = run(capsys, *words[1:], "--dry-run")
         assert (code, err) == (0, ""), file
         tried += 1
-    assert tried == 28
+    assert tried == 29
 
 
 def test_fine_tuning_resuming_and_evaluating(base: str, capsys: pytest.CaptureFixture[str]) -> None:
