@@ -133,6 +133,18 @@ def test_without_a_signal_all_gains_are_alike() -> None:
     assert unlearned(structure_for(model, "scales"), blocks) is None
 
 
+def test_a_matrix_of_zeros_is_isotropic() -> None:
+    model = net()
+    torch.nn.init.zeros_(model.matrix)
+    blocks = Blocks.of(model)
+    structure = SignalGains(config(), blocks, Signal(1, len(blocks))).structure(1.0)
+    assert structure.share.tolist() == [0.0, 1.0, 1.0]
+    bound = structure.bind(blocks.names, blocks.shapes)
+    assert bound.power[0] == 1
+    assert bound.uses_noise(blocks[0])
+    assert bound.everywhere is False
+
+
 class Headed(nn.Module):
     """A table, a layer and a head of its own."""
 

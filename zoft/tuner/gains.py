@@ -2,7 +2,8 @@
 
 A gain is a change of a row or column in proportion to itself, so 1 is the same change of all of them, however large
 their weights are: a *ratio* is a gain's variance in that unit. The rows of a table of embeddings, and those of a head,
-are words and not features: they decide between answers, and stay at rest.
+are words and not features: they decide between answers, and stay at rest. A matrix of zeros, such as one half of a LoRA
+adapter before its first step, has nothing that could be made larger: its directions are isotropic.
 """
 
 from __future__ import annotations
@@ -47,16 +48,18 @@ def gains_of(
         config: of the kind ``gains``.
         names, shapes: the tuner's blocks.
         blocks: the model's. Those without ratios, or not there, are at rest but for the isotropic part.
-        share: a, of all blocks.
+        share: a, of all blocks but matrices of zeros, which have 0.
     """
-    weights, factors = torch.zeros(len(names)), {}
+    shares, weights, factors = torch.full((len(names),), share), torch.zeros(len(names)), {}
     typical = _mean_square(blocks)
     for row, (name, shape) in enumerate(zip(names, shapes, strict=True)):
         sizes, block = factor_shapes(config, shape), blocks.named(name)
         if sizes is None:
             continue
         left, right = ratios.get(name, _alike(sizes))
-        if block is not None:
+        if block is not None and name in ratios and block.is_matrix and not bool(block.parameter.any()):
+            shares[row], (left, right) = 0.0, _alike(sizes)
+        elif block is not None:
             left, right, trace = _variances(block, left, right, typical)
             if trace > 0:
                 weights[row] = trace / block.numel if name in ratios else 0.0
@@ -64,7 +67,7 @@ def gains_of(
             else:
                 left, right = _alike(sizes)
         factors[name] = (left.to(config.dtype), right.to(config.dtype))
-    return Structure(config, tuple(names), tuple(shapes), torch.full((len(names),), share), weights, factors)
+    return Structure(config, tuple(names), tuple(shapes), shares, weights, factors)
 
 
 def unlearned(structure: Structure, blocks: Blocks) -> Structure | None:
