@@ -78,13 +78,9 @@ def plan(
     sources: dict[str, str] = {}
     schedule = _schedule(config, tuner if name == LEARNED else None, sources)
     hyper = dict(config.hyper)
-    kind = METHODS[name]
     for key in ("lr",) if name in FIRST_ORDER else ("lr", "epsilon"):
-        # A tuner's learning rate is for steps of −η·c·z: under another update rule it would be of another length, and
-        # so it would where a step-size head that goes by the examples' losses measures none.
-        other = "update" in getattr(kind, "parts", ()) or (_differentiates(config) and _by_example(tuner))
-        source = None if key == "lr" and other else tuner
-        hyper[key], sources[key] = _setting(key, hyper.get(key), source, kind.model_fields[key].default)
+        source = tuner if key != "lr" or _plain_steps(config, tuner) else None
+        hyper[key], sources[key] = _setting(key, hyper.get(key), source, METHODS[name].model_fields[key].default)
     if name == LEARNED and tuner is not None:
         for key, value in tuner.config.recommended.estimate.items():
             # The recommended learning rate is for steps of this kind; what is given wins, as with every setting.
@@ -123,9 +119,15 @@ def _differentiates(config: FinetuneConfig) -> bool:
     return config.optimizer in FIRST_ORDER or config.hyper.get("estimator", default) == "derivative"
 
 
-def _by_example(tuner: Tuner | None) -> bool:
-    """Whether a tuner's step-size head goes by the losses of the examples."""
-    return tuner is not None and tuner.config.step_rule is not None and tuner.config.step_rule.by_example
+def _plain_steps(config: FinetuneConfig, tuner: Tuner | None) -> bool:
+    """Whether steps are those that a tuner's learning rate is for, −η·c·z.
+
+    Under another update rule it would be of another length, and so it would where a step-size head that goes by the
+    examples' losses measures none.
+    """
+    rule = tuner.config.step_rule if tuner is not None else None
+    unmeasured = rule is not None and rule.by_example and _differentiates(config)
+    return not unmeasured and "update" not in getattr(METHODS[config.optimizer or LEARNED], "parts", ())
 
 
 def _problems(

@@ -13,10 +13,11 @@ from zoft.blocks import Block, Blocks
 from zoft.noise import Key, Noise, Span
 from zoft.objective import Objective
 from zoft.perturb import Perturber
-from zoft.step import Draw, Plan, Probe, State, raw_noise, uninterrupted, zo_step
+from zoft.step import Draw, Plan, Probe, State, raw_noise, zo_step
 from zoft.tuner.bound import BoundTuner
 from zoft.tuner.features import block_statistics
 from zoft.tuner.normalization import effective_sizes, normalization
+from zoft.uninterrupted import uninterrupted
 
 
 @contextmanager

@@ -31,11 +31,11 @@ from zoft.errors import DivergedError, Interrupted, UsageError
 from zoft.noise import Key, get_noise
 from zoft.objective import Objective
 from zoft.perturb import Perturber
-from zoft.step import uninterrupted
 from zoft.tasks.base import Task
 from zoft.tuner.artifact import Tuner
 from zoft.tuner.bound import BoundTuner
 from zoft.tuner.config import Recommended
+from zoft.uninterrupted import uninterrupted
 
 Resume = bool | Literal["auto"]
 

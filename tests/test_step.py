@@ -16,7 +16,8 @@ from zoft.objective import Objective
 from zoft.optimizers import get_optimizer
 from zoft.perturb import Perturber
 from zoft.rounding import stochastic_round
-from zoft.step import apply_update, uninterrupted, zo_step
+from zoft.step import apply_update, zo_step
+from zoft.uninterrupted import uninterrupted
 
 NOISE = get_noise("gaussian-table")
 DATA, TARGET = randn(16, 5, seed=1), randn(16, 2, seed=2)

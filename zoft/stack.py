@@ -220,19 +220,14 @@ class _Gains(_Factors):
             for number, side in enumerate(self._sides, 1)
         ]
         for block in self._gained:
-            rows, columns = block.shape[0], block.columns if block.is_matrix else 0
-            left, right = (self._flat(side, block)[:, :size] for side, size in zip(own, (rows, columns), strict=True))
-            if not block.is_matrix:
-                self._flat(values, block).add_(left)
-                continue
-            target, weights = (self._flat(of, block).unflatten(1, (rows, columns)) for of in (values, theta))
-            target.addcmul_(left[:, :, None] + right[:, None], weights)
+            left, right = (self._layout.of(side, block).flatten(1) for side in own)
+            target, weights = (self._layout.of(rows, block) for rows in (values, theta))
+            if block.is_matrix:
+                gains = left[:, : block.shape[0], None] + right[:, None, : block.columns]
+                target.flatten(2).addcmul_(gains, weights.flatten(2))
+            else:
+                target.add_(left)
         return values
-
-    def _flat(self, rows: Tensor, block: Block) -> Tensor:
-        """The block's entries in every row, a view [runs, numel]."""
-        start = self._layout.starts[block.index]
-        return rows[:, start : start + block.numel]
 
     def deviation(self, span: Span) -> float:
         return 1.0
@@ -254,8 +249,8 @@ def factors(bound: BoundTuner, layout: Layout) -> Tensor | None:
     made = torch.zeros(3, layout.width, device=layout.blocks[0].parameter.device)
     made[0] = 1.0
     for block in layout.blocks:
-        start, scale = layout.starts[block.index], bound.scale(state, block)
-        part = made[0, start : start + block.numel].fill_(scale)
+        scale, rows = bound.scale(state, block), layout.of(made, block).flatten(1)
+        part = rows[0].fill_(scale)
         if structure is None:
             continue
         isotropic, *sides = structure.gains(block)
@@ -263,7 +258,7 @@ def factors(bound: BoundTuner, layout: Layout) -> Tensor | None:
             part.mul_(structure.deviation(Span(block, 0, block.numel)))
             continue
         part.mul_(isotropic)
-        for row, side in enumerate(sides, 1):
+        for row, side in zip(rows[1:], sides, strict=True):
             if side is not None:
-                made[row, start : start + len(side)] = (side * scale).to(made.device)
+                row[: len(side)] = side * scale
     return made

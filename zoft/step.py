@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import math
-import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
@@ -20,6 +17,7 @@ from zoft.noise import Key, Noise, Span, spans, working_dtype
 from zoft.objective import Objective
 from zoft.perturb import Perturber
 from zoft.rounding import add_rounded
+from zoft.uninterrupted import uninterrupted
 
 #: A method's state: a flat mapping of names to tensors, so that any format can store it.
 State = dict[str, Tensor]
@@ -385,19 +383,3 @@ class _Shift:
             if self._kept is not None:
                 self._kept[index] = change
         return change if self.sign > 0 else -change
-
-
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Within: Ctrl-C waits until the end, so that an update is done wholly or not at all."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    pending: list[Any] = []
-    previous = signal.signal(signal.SIGINT, lambda number, frame: pending.append((number, frame)))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
-        if pending and callable(previous):
-            previous(*pending[0])

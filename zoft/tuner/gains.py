@@ -28,10 +28,9 @@ def gained(blocks: Blocks) -> list[Block]:
     return [block for block in blocks if not (block.is_embedding or (block.is_matrix and block.shape[0] in words))]
 
 
-def unit(block: Block, otherwise: float = 1.0) -> float:
-    """The mean square of a vector's entries, which its gains are multiples of; ``otherwise`` where all are 0."""
-    square = float(block.parameter.detach().double().square().mean())
-    return square if square > 0 else otherwise
+def unit(block: Block) -> float:
+    """The mean square of a vector's entries, which its gains are multiples of; 1 where all are 0."""
+    return float(block.parameter.detach().double().square().mean()) or 1.0
 
 
 def gains_of(
@@ -51,7 +50,6 @@ def gains_of(
         share: a, of all blocks but matrices of zeros, which have 0.
     """
     shares, weights, factors = torch.full((len(names),), share), torch.zeros(len(names)), {}
-    typical = _mean_square(blocks)
     for row, (name, shape) in enumerate(zip(names, shapes, strict=True)):
         sizes, block = factor_shapes(config, shape), blocks.named(name)
         if sizes is None:
@@ -60,7 +58,7 @@ def gains_of(
         if block is not None and name in ratios and block.is_matrix and not bool(block.parameter.any()):
             shares[row], (left, right) = 0.0, _alike(sizes)
         elif block is not None:
-            left, right, trace = _variances(block, left, right, typical)
+            left, right, trace = _variances(block, left, right, blocks)
             if trace > 0:
                 weights[row] = trace / block.numel if name in ratios else 0.0
                 left, right = left * (block.numel / trace), right * (block.numel / trace)
@@ -112,11 +110,12 @@ def _alike(sizes: tuple[tuple[int, ...], tuple[int, ...]]) -> tuple[Tensor, Tens
     return torch.ones(sizes[0]), torch.ones(sizes[1])
 
 
-def _variances(block: Block, left: Tensor, right: Tensor, typical: float) -> tuple[Tensor, Tensor, float]:
-    """Both factors of a block from its ratios, float64, and the trace that they give."""
+def _variances(block: Block, left: Tensor, right: Tensor, blocks: Blocks) -> tuple[Tensor, Tensor, float]:
+    """Both factors of one of the blocks from its ratios, float64, and the trace that they give."""
     left, right = left.double().cpu(), right.double().cpu()
     if not block.is_matrix:
-        left, right = left * unit(block, typical), torch.zeros(1)
+        size = unit(block) if bool(block.parameter.any()) else _mean_square(blocks)
+        left, right = left * size, torch.zeros(1)
         return left, right, float(left.sum())
     squares = block.parameter.detach().double().cpu().reshape(len(left), -1).square()
     return left, right, float(left @ squares.sum(1) + right @ squares.sum(0))
