@@ -20,6 +20,7 @@ LEVELS = {
     "zoft.lazy": 0,
     "zoft.philox": 0,
     "zoft.curvature": 0,
+    "zoft.uninterrupted": 0,
     "zoft.rounding": 1,
     "zoft.names": 1,
     "zoft.evolution": 1,
