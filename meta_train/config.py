@@ -181,7 +181,7 @@ class MetaTrainConfig(Config):
         " 0 leaves it out. It needs the step-size head gauss-newton.",
     )
     outcome_population: int = Field(8, ge=4, description="Candidates of a generation.")
-    outcome_forwards: int = Field(600, ge=1, description="Forward passes of each of the search's runs.")
+    outcome_forwards: int = Field(600, ge=1, description="Forward passes of a run of a search by outcomes.")
     outcome_examples: int = Field(
         192, ge=1, description="Examples that a run is judged on, besides those it learns on."
     )
@@ -197,7 +197,14 @@ class MetaTrainConfig(Config):
         None,
         gt=0,
         allow_inf_nan=False,
-        description="Learning rate to recommend in the tuner; empty: a quarter of the lookahead's a direction.",
+        description="Learning rate to recommend in the tuner; empty: found by runs (rate_seeds), or without them 1 with"
+        " the step-size head gauss-newton, else a quarter of the lookahead's a direction.",
+    )
+    rate_seeds: int = Field(
+        0,
+        ge=0,
+        description="Runs on every task at each learning rate that is tried to find the one to recommend, after the"
+        " meta-steps; 0 makes none.",
     )
     recommended_directions: int = Field(
         8, ge=1, le=2**16, description="Directions a step to recommend in the tuner; nothing is learned with them."

@@ -18,8 +18,10 @@ from meta_train.lookahead import LearnedStep, Lookahead, look_ahead, restored
 from meta_train.meta_gradient import closed_form, into_networks
 from meta_train.moments import Moments, model_bytes
 from meta_train.network_optimizer import NetworkOptimizer
+from meta_train.outcome_runs import OutcomeRuns
 from meta_train.outcomes import check_outcomes, learn_by_outcomes
-from meta_train.parts import LearnedParts, learned_parts, recommended_rate
+from meta_train.parts import LearnedParts, learned_parts, recommended
+from meta_train.rate import recommend_rate
 from meta_train.report import Reporter
 from meta_train.signal import BatchGradients, Signal, batch_gradients
 from meta_train.signal_structure import SignalStructure
@@ -34,7 +36,6 @@ from zoft.perturb import Perturber
 from zoft.tasks.base import Task
 from zoft.tuner.artifact import Tuner
 from zoft.tuner.bound import BoundTuner
-from zoft.tuner.config import Recommended
 from zoft.uninterrupted import uninterrupted
 
 Resume = bool | Literal["auto"]
@@ -183,15 +184,16 @@ class _Run:
             return Interrupted(f"interrupted {when}; nothing is saved", "Give an output folder to be able to go on.")
         return Interrupted(f"interrupted {when}; saved in {self.folder}", "Start the same run again to go on.")
 
-    def _by_outcomes(self, parts: LearnedParts) -> dict[str, Any]:
-        """Put σ by the outcomes of whole runs into the networks, where it is asked for; returns the provenance."""
-        if not self.config.outcome_generations:
-            return {}
-        self.save()
+    def _by_outcomes(self, parts: LearnedParts) -> tuple[float, dict[str, Any]]:
+        """What whole runs say, where they are asked for: σ, which the networks get, and the rate; with a record."""
+        runs, found = OutcomeRuns.of(self), {}
         try:
-            return {"outcomes": learn_by_outcomes(self, parts)}
+            if self.config.outcome_generations:
+                found["outcomes"] = learn_by_outcomes(self, parts, runs)
+            rate, tried = recommend_rate(self, parts, runs)
         except KeyboardInterrupt:
             raise self._interrupted(f"after {len(self.outcomes)} runs of the search by outcomes") from None
+        return rate, found | tried
 
     def step(self) -> None:
         """One meta-step; what it changes, it changes at its end and wholly."""
@@ -373,7 +375,8 @@ class _Run:
             "curve": report.thinned(self.curve),
         }
         parts = learned_parts(self)
-        provenance |= self._by_outcomes(parts)
+        rate, outcomes = self._by_outcomes(parts)
+        provenance |= outcomes
         if parts.structure is not None:
             provenance["structure"] = {
                 "gradients": self.moments.count if self.moments is not None else 0,
@@ -381,15 +384,7 @@ class _Run:
                 "model_bytes": model_bytes(self.blocks),
                 "edge_lr": parts.edge,
             }
-        recommended = Recommended(
-            lr=config.recommended_lr or recommended_rate(config, parts),
-            epsilon=config.epsilon,
-            batch_size=config.batch_size,
-            directions=config.recommended_directions,
-            estimator=config.recommended_estimator,
-            schedule=config.recommended_schedule,
-        )
-        learned = {"recommended": recommended, "step_rule": parts.rule, "turns": parts.turns}
+        learned = {"recommended": recommended(config, rate), "step_rule": parts.rule, "turns": parts.turns}
         its_config, network = self.tuner.config.model_copy(update=learned), self.tuner.network.requires_grad_(False)
         tuner = Tuner(its_config, network, provenance).structured(parts.structure)
         if self.folder is not None:

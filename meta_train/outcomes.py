@@ -6,12 +6,9 @@ coordinate for every module type, log σ of its blocks, and minimises the mean o
 
     log(loss after a run of the tuner / loss before it)
 
-- A run is a fine-tuning run: the recommended directions, estimator and schedule, and the step-size head
-  ``gauss-newton``, under which one learning rate fits whatever σ is (others would need a search of rates for each).
-- Both losses are those of the same examples, drawn from the task's training batches with another seed.
+- Runs are those of :mod:`meta_train.outcome_runs`, with the step-size head ``gauss-newton``, under which one learning
+  rate fits whatever σ is (others would need a search of rates for each).
 - All candidates of a generation have the same batches and directions; every generation has others.
-- A structure that was learned from the tasks would do better on them than on others, and be trusted too much. So a
-  task's runs have the structure that the *other* tasks say.
 - The search's mean is taken, not its luckiest candidate, and only where it ends lower than σ = 1 on seeds that no
   generation had.
 
@@ -25,28 +22,21 @@ Note:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from meta_train.config import MetaTrainConfig
 from meta_train.feed import derived_seed
-from meta_train.parts import GAUSS_NEWTON_RATE, FinishedRun, LearnedParts, tuners_without
-from meta_train.report import note
-from meta_train.trajectory import BaseWeights
+from meta_train.outcome_runs import OutcomeRuns, SearchingRun
+from meta_train.parts import GAUSS_NEWTON_RATE, LearnedParts, tuners_without
 from zoft.blocks import Blocks
 from zoft.errors import UsageError
-from zoft.evolution import DECIMALS, cma_es, cma_library, log_ratio
-from zoft.objective import evaluating
-from zoft.optimizers import ZerothOrder, get_optimizer
-from zoft.runs.steps import run_steps
-from zoft.tasks.base import Task
-from zoft.tuner.artifact import Tuner
+from zoft.evolution import DECIMALS, cma_es, cma_library
 from zoft.tuner.bound import BoundTuner
 from zoft.tuner.module_types import module_types
 from zoft.tuner.pertnn import PertNN
@@ -122,50 +112,30 @@ def check_outcomes(config: MetaTrainConfig, blocks: Blocks) -> None:
 
 
 class Outcomes:
-    """Runs of tuners on the tasks, from the base's weights, and the search by what they end at.
+    """The search by what runs of tuners end at.
 
     Args:
-        model: the base.
-        blocks: its trainable blocks.
-        tasks: what is learned on.
-        config: with ``outcome_generations`` and the step-size head ``gauss-newton``.
+        runs: makes them; its configuration has ``outcome_generations`` and the step-size head ``gauss-newton``.
+        blocks: the model's trainable blocks.
         tuners: for every task the tuner that its runs start from, with the structure that the other tasks say.
-        put_back: sets the model to the base's weights.
-        scores: of runs that were made before a break, in the order in which they are asked for; others are added.
-        keep: called after every generation.
-        say: takes lines of progress.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        blocks: Blocks,
-        tasks: Sequence[Task],
-        config: MetaTrainConfig,
-        tuners: Sequence[BoundTuner],
-        put_back: Callable[[], None],
-        scores: list[float],
-        keep: Callable[[], None] = lambda: None,
-        say: Callable[[str], None] = lambda text: None,
-    ) -> None:
-        self._model, self._blocks, self._tasks, self._config = model, blocks, tasks, config
-        self._tuners, self._put_back, self._keep, self._say = tuners, put_back, keep, say
+    def __init__(self, runs: OutcomeRuns, blocks: Blocks, tuners: Sequence[BoundTuner]) -> None:
+        self._runs, self._config, self._tuners = runs, runs.config, tuners
         self._types = module_types(blocks)
         self.kinds = list(dict.fromkeys(self._types))
-        self._scores = scores
-        self._asked = 0
-        self._before: dict[int, float] = {}
 
     @property
-    def runs(self) -> int:
+    def count(self) -> int:
         """Runs that a search makes."""
         config = self._config
-        return len(self._tasks) * (config.outcome_generations * config.outcome_population + 2 * config.outcome_checks)
+        per_task = config.outcome_generations * config.outcome_population + 2 * config.outcome_checks
+        return len(self._tuners) * per_task
 
     def search(self) -> Found:
         """Generations of CMA-ES, then the mean beside σ = 1."""
-        config, kinds = self._config, self.kinds
-        self._say(f"outcomes: a search of {self.runs} runs of {config.outcome_forwards} forward passes each")
+        config, kinds, say = self._config, self.kinds, self._runs.say
+        say(f"outcomes: a search of {self.count} runs of {config.outcome_forwards} forward passes each")
         generator = np.random.default_rng((derived_seed("outcomes", config.seed), config.outcome_generations))
         count, bound = len(kinds), config.network.bound * _REACH
         strategy = cma_es(
@@ -178,12 +148,12 @@ class Outcomes:
             values = self._generation(candidates, [derived_seed("outcome", config.seed, generation)])
             strategy.tell(asked, values)
             trail.append({"best": min(values), "median": float(np.median(values)), "step": float(strategy.sigma)})
-            self._say(_line(generation + 1, config.outcome_generations, trail[-1]))
+            say(_line(generation + 1, config.outcome_generations, trail[-1]))
         mean, plain = self._rounded(strategy.result.xfavorite), (0.0,) * count
         seeds = [derived_seed("outcome", config.seed, "check", number) for number in range(config.outcome_checks)]
         score, without = self._generation([mean, plain], seeds)
         found = Found(self._sigma(mean), dict(zip(kinds, mean, strict=True)), score, without, trail)
-        self._say(_verdict(found))
+        say(_verdict(found))
         return found if found.better else replace(found, sigma=torch.ones(len(self._types)))
 
     def _rounded(self, vector: Sequence[float]) -> tuple[float, ...]:
@@ -198,89 +168,28 @@ class Outcomes:
         """The mean score of every candidate over tasks and seeds, task by task, so that what is drawn can be kept."""
         sums = [0.0] * len(candidates)
         for seed in seeds:
-            for task in range(len(self._tasks)):
+            for task in range(len(self._tuners)):
                 for at, vector in enumerate(candidates):
                     sums[at] += self._score(task, vector, seed)
-        self._keep()
-        return [total / (len(seeds) * len(self._tasks)) for total in sums]
+        self._runs.keep()
+        return [total / (len(seeds) * len(self._tuners)) for total in sums]
 
     def _score(self, task: int, vector: Sequence[float], seed: int) -> float:
-        """A run's score: kept from before a break, or made now."""
-        if self._asked == len(self._scores):
-            self._scores.append(self._made(task, self._sigma(vector), seed))
-            if len(self._scores) % _EVERY == 0:
-                self._say(f"outcomes: {len(self._scores)} of {self.runs} runs")
-        self._asked += 1
-        return self._scores[self._asked - 1]
-
-    def _made(self, index: int, sigma: Tensor, seed: int) -> float:
-        """The score of a run with σ [B] from the base's weights, which the model has again afterwards."""
-        task, tuner = self._tasks[index], self._tuners[index]
-        bound = replace(tuner, network=constant_network(tuner.network, sigma))
-        if index not in self._before:
-            self._before[index] = self._loss(task)
-        try:
-            self._run(task, bound, seed)
-            return log_ratio(self._loss(task), self._before[index])
-        finally:
-            self._put_back()
-
-    def _run(self, task: Task, tuner: BoundTuner, seed: int) -> None:
-        """A fine-tuning run in place; it ends early where its losses stay not finite."""
-        config = self._config
-        method = get_optimizer(
-            "zo-finetuner",
-            lr=GAUSS_NEWTON_RATE,
-            epsilon=config.epsilon,
-            directions=config.recommended_directions,
-            estimator=config.recommended_estimator,
-            tuner=tuner,
-        )
-        optimizer = ZerothOrder(
-            self._model, method, seed=seed, noise=config.noise, keep_bytes=config.keep_noise_mib << 20
-        )
-        steps, course = method.steps_within(config.outcome_forwards), config.recommended_schedule
-        batches = task.train_batches(config.batch_size, seed)
-        for _ in run_steps(optimizer, task, batches, steps, GAUSS_NEWTON_RATE, course):
-            pass
-
-    def _loss(self, task: Task) -> float:
-        """Mean loss over the batches that runs are judged on; not finite where one is."""
-        config = self._config
-        count = math.ceil(config.outcome_examples / config.batch_size)
-        seed = derived_seed("outcome batches", config.seed, task.name)
-        with torch.inference_mode(), evaluating(self._model):
-            batches = islice(task.train_batches(config.batch_size, seed), count)
-            losses = [float(task.loss(self._model, batch)) for batch in batches]
-        return math.fsum(losses) / len(losses)
+        """A run's score with that σ."""
+        tuner = self._tuners[task]
+        bound = replace(tuner, network=constant_network(tuner.network, self._sigma(vector)))
+        score = self._runs.score(task, bound, GAUSS_NEWTON_RATE, seed)
+        if self._runs.asked % _EVERY == 0:
+            self._runs.say(f"outcomes: {self._runs.asked} of {self.count} runs")
+        return score
 
 
-class SearchingRun(FinishedRun, Protocol):
-    """What a search needs of a run besides."""
-
-    tuner: Tuner
-    base: BaseWeights
-    outcomes: list[float]
-
-    def save(self) -> None: ...
-
-
-def learn_by_outcomes(run: SearchingRun, parts: LearnedParts) -> dict[str, Any]:
+def learn_by_outcomes(run: SearchingRun, parts: LearnedParts, runs: OutcomeRuns) -> dict[str, Any]:
     """Search, put what was found into the run's networks, and return what the provenance says of it."""
-    search = Outcomes(
-        run.model,
-        run.blocks,
-        run.tasks,
-        run.config,
-        tuners_without(run, parts),
-        run.base.put_back,
-        run.outcomes,
-        keep=run.save,
-        say=lambda text: note(run.reporter, text),
-    )
+    search = Outcomes(runs, run.blocks, tuners_without(run, parts))
     found = search.search()
     run.tuner.network.load_state_dict(constant_network(run.tuner.network, found.sigma).state_dict())
-    return found.to_dict(len(run.outcomes))
+    return found.to_dict(search.count)
 
 
 def _line(number: int, count: int, entry: dict[str, Any]) -> str:

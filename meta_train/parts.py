@@ -20,14 +20,15 @@ from zoft.noise import get_noise
 from zoft.perturb import Perturber
 from zoft.step import State
 from zoft.tuner.bound import BoundTuner
-from zoft.tuner.config import CONSTANT
+from zoft.tuner.config import CONSTANT, Recommended
 from zoft.tuner.module_types import module_types
 from zoft.tuner.step_rule import StepRuleConfig
 from zoft.tuner.structure import Structure, described
 from zoft.tuner.turns import TurnsConfig, parts_of
 
-#: The learning rate of the step-size head gauss-newton, which has no units: best or nearly so on development tasks of
-#: three bases, with eight directions and a rate that falls to 0 (docs/learning.md).
+#: The learning rate of the step-size head gauss-newton, which has no units, where no runs say another one. Best or
+#: nearly so on development tasks of three bases, with scales, eight directions and a rate that falls to 0
+#: (docs/learning.md).
 GAUSS_NEWTON_RATE = 1.0
 
 
@@ -108,6 +109,18 @@ def recommended_rate(config: MetaTrainConfig, parts: LearnedParts) -> float:
     # 0 is half of its first value in the mean.
     longer = config.recommended_directions * (1 if config.recommended_schedule == CONSTANT else 2)
     return parts.edge / 4 * longer
+
+
+def recommended(config: MetaTrainConfig, lr: float) -> Recommended:
+    """What the tuner recommends, with that learning rate."""
+    return Recommended(
+        lr=lr,
+        epsilon=config.epsilon,
+        batch_size=config.batch_size,
+        directions=config.recommended_directions,
+        estimator=config.recommended_estimator,
+        schedule=config.recommended_schedule,
+    )
 
 
 def _step_rule(config: MetaTrainConfig, measured: Measured) -> StepRuleConfig | None:

@@ -122,7 +122,7 @@ def test_sigma_stays_one_where_the_mean_is_no_better(monkeypatch: pytest.MonkeyP
     def squared(model: nn.Module, batch: Any) -> torch.Tensor:
         return (model(batch[0])[:, 0] - batch[1]).square().mean()
 
-    monkeypatch.setattr("meta_train.outcomes.log_ratio", lambda final, zero: 0.0)  # every run is as good as every other
+    monkeypatch.setattr("meta_train.outcome_runs.log_ratio", lambda final, zero: 0.0)  # all runs are alike
     inputs = randn(8, 4)
     tuner = meta_train(
         build(Twins), [FunctionTask("t", [(inputs, inputs.sum(1))], squared)], config(outcome_generations=2)

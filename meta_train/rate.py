@@ -1,0 +1,65 @@
+"""The learning rate to recommend, by the outcomes of whole runs.
+
+The step-size head knows the curvature along a step's directions, but not how much of their slopes is signal: that
+differs between kinds of directions, and is less as a run goes on. So runs are made on the tasks of meta-training, with
+what the *other* tasks say of the directions, at rates a factor √2 apart, until both neighbours of the best one were
+tried. The best has the lowest mean over tasks and seeds of log(loss after / loss before). All rates have the same
+batches and directions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from meta_train.feed import derived_seed
+from meta_train.outcome_runs import OutcomeRuns, SearchingRun
+from meta_train.parts import LearnedParts, recommended_rate, tuners_without
+from zoft.tuner.bound import BoundTuner
+
+#: Rates are 2^(k/2) times the first, |k| at most this: a factor of 16 to either side.
+_REACH = 8
+
+
+def recommend_rate(run: SearchingRun, parts: LearnedParts, runs: OutcomeRuns) -> tuple[float, dict[str, Any]]:
+    """The rate, and what the provenance says of its search; nothing where there was none."""
+    config = run.config
+    if config.recommended_lr is not None:
+        return config.recommended_lr, {}
+    first = recommended_rate(config, parts)
+    if not config.rate_seeds:
+        return first, {}
+    tuners = [replace(tuner, network=run.tuner.network) for tuner in tuners_without(run, parts)]
+    scores = search(runs, tuners, first)
+    rate = min(scores, key=lambda rate: scores[rate])
+    runs.say(f"learning rate: {rate:.3g} is recommended")
+    return rate, {"learning_rates": {f"{rate:.3g}": math.exp(score) for rate, score in sorted(scores.items())}}
+
+
+def search(runs: OutcomeRuns, tuners: Sequence[BoundTuner], first: float) -> dict[float, float]:
+    """The mean score of every rate that was tried.
+
+    Args:
+        tuners: of every task.
+        first: the rate to begin at.
+    """
+    config, scores = runs.config, dict[int, float]()
+    seeds = [derived_seed("rate", config.seed, number) for number in range(config.rate_seeds)]
+    wanted: list[int] = [0]
+    while wanted:
+        place = wanted[0]
+        rate = _rate(first, place)
+        made = [runs.score(task, tuner, rate, seed) for seed in seeds for task, tuner in enumerate(tuners)]
+        scores[place] = sum(made) / len(made)
+        runs.keep()
+        runs.say(f"learning rate {rate:.3g}: {len(made)} runs end at {math.exp(scores[place]):.3f} of the loss before")
+        best = min(scores, key=lambda place: scores[place])
+        wanted = [near for near in (best + 1, best - 1) if near not in scores and abs(near) <= _REACH]
+    return {_rate(first, place): score for place, score in scores.items()}
+
+
+def _rate(first: float, place: int) -> float:
+    """2^(place/2) times the first rate, to three digits."""
+    return float(f"{first * 2 ** (place / 2):.3g}")
