@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import against_tuned
+from benchmarks import against_tuned, paired
 from finetune import candidates
 from finetune.compare import compare
 from finetune.evidence import evidence, main, render
@@ -311,3 +311,39 @@ def test_a_tuner_at_one_rate_is_held_against_mezo_at_its_best(
     assert lines[-1] == f"mine wins on {outcomes.count('win')} of 2."
     given.write_text(given.read_text().replace(json.loads(given.read_text())["base"]["weights"], "other"))
     assert list(against_tuned.rows(json.loads(given.read_text()), content)) == []
+
+
+METHODS = ("mezo", "permuted", "mine")
+
+
+def test_a_tuner_of_one_comparison_is_held_against_the_methods_of_another(
+    made: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, _ = made
+    common = {"forwards": 20, "seeds": 3, "tasks": ["alike", "held"], "plots": False, "lr_mode": "fixed"}
+    common |= {"tuners": {"mine": str(folder / "tuner")}}
+    files = []
+    for name, changes in (
+        ("first", {"controls": [], "optimizers": [], "lrs": {"mine": 1e-2}}),
+        ("second", {"controls": ["permuted"], "optimizers": ["mezo"], "lrs": dict.fromkeys(METHODS, 1e-4)}),
+    ):
+        compare(comparison(tmp_path / name, **common, **changes), say=quiet, factory=toy_bench)
+        files.append(tmp_path / name / "compare.json")
+    contents = [json.loads(file.read_text()) for file in files]
+    found = list(paired.rows(*contents))
+    assert [(task, label) for task, label, _, _ in found] == [(t, m) for t in ("alike", "held") for m in METHODS]
+    assert {(mine.lr, other.lr) for _, _, mine, other in found} == {(1e-2, 1e-4)}
+    assert paired.main([str(file) for file in files]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for line, (_, _, mine, other) in zip(lines[2:], found, strict=False):
+        assert f"| {sum(mine.loss) / 3 - sum(other.loss) / 3:+.4f} (" in line
+    counts = {m: sum(f"| {m} |" in line and line.endswith("| win |") for line in lines) for m in METHODS}
+    least = [min(found[at : at + 2], key=lambda row: sum(row[3].loss))[1] for at in (0, 3)]  # of mezo and permuted
+    best = sum(
+        any(f"| {task} |" in x and f"| {m} |" in x and x.endswith("| win |") for x in lines)
+        for task, m in zip(("alike", "held"), least, strict=True)
+    )
+    said = "; ".join(f"{method} {count} of 2" for method, count in counts.items())
+    assert lines[-1] == f"Wins: {said}; against the best of each task's rivals {best} of 2."
+    contents[0]["base"]["weights"] = "other"
+    assert list(paired.rows(*contents)) == []
