@@ -22,7 +22,7 @@ INCIDENTAL = ("save_every", "log_every", "keep_noise_mib")
 
 
 class MetaTrainConfig(Config):
-    """How a tuner is learned. The defaults are those of the recipe ``default``."""
+    """How a tuner is learned. The defaults are those of the recipe ``default``, but for the runs that find its rate."""
 
     steps: int = Field(600, ge=1, description="Meta-training steps, over all tasks together.")
     batch_size: int = Field(16, ge=1, description="Examples a minibatch.")
@@ -204,7 +204,7 @@ class MetaTrainConfig(Config):
         0,
         ge=0,
         description="Runs on every task at each learning rate that is tried to find the one to recommend, after the"
-        " meta-steps; 0 makes none.",
+        " meta-steps; 0 makes none. The recipe default makes one.",
     )
     recommended_directions: int = Field(
         8, ge=1, le=2**16, description="Directions a step to recommend in the tuner; nothing is learned with them."

@@ -3,14 +3,17 @@
 The step-size head knows the curvature along a step's directions, but not how much of their slopes is signal: that
 differs between kinds of directions, and is less as a run goes on. So runs are made on the tasks of meta-training, with
 what the *other* tasks say of the directions, at rates a factor √2 apart, until both neighbours of the best one were
-tried. The best has the lowest mean over tasks and seeds of log(loss after / loss before). All rates have the same
-batches and directions.
+tried. A rate's score is the mean over tasks and seeds of log(loss after / loss before). All rates have the same batches
+and directions.
+
+Tasks differ in the rate that they want, and just above it a run is lost, where below it is only slow. So what is
+recommended is not the lucky peak of few runs, but the rate whose score is lowest in the mean with its two neighbours'.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,7 +36,7 @@ def recommend_rate(run: SearchingRun, parts: LearnedParts, runs: OutcomeRuns) ->
         return first, {}
     tuners = [replace(tuner, network=run.tuner.network) for tuner in tuners_without(run, parts)]
     scores = search(runs, tuners, first)
-    rate = min(scores, key=lambda rate: scores[rate])
+    rate = steadiest(scores)
     runs.say(f"learning rate: {rate:.3g} is recommended")
     return rate, {"learning_rates": {f"{rate:.3g}": math.exp(score) for rate, score in sorted(scores.items())}}
 
@@ -58,6 +61,13 @@ def search(runs: OutcomeRuns, tuners: Sequence[BoundTuner], first: float) -> dic
         best = min(scores, key=lambda place: scores[place])
         wanted = [near for near in (best + 1, best - 1) if near not in scores and abs(near) <= _REACH]
     return {_rate(first, place): score for place, score in scores.items()}
+
+
+def steadiest(scores: Mapping[float, float]) -> float:
+    """The rate with the lowest mean of its own score and its two neighbours', among those that have both."""
+    rates = sorted(scores)
+    means = {rates[at]: sum(scores[rate] for rate in rates[at - 1 : at + 2]) for at in range(1, len(rates) - 1)}
+    return min(means, key=lambda rate: means[rate])
 
 
 def _rate(first: float, place: int) -> float:

@@ -217,6 +217,7 @@ def test_progress_and_the_resolved_configuration_are_shown(base: str, capsys: py
 def test_meta_training_and_its_tuner(base: str, capsys: pytest.CaptureFixture[str]) -> None:
     args = ["meta-train", "--base", "zoft-base", "--tasks", LEARNED, "--steps", "2", "--batch-size", "2"]
     args += ["--lookahead-steps", "1", "--log-every", "1", "--quiet", "--output-dir", "tuner"]
+    args += ["--outcome-forwards", "18", "--outcome-examples", "2"]
     code, out, err = run(capsys, *args)
     assert (code, out, err) == (0, "tuner: tuner\n", "")
     assert len(Path("tuner/logs/metrics.jsonl").read_text().splitlines()) == 2

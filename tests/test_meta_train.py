@@ -344,7 +344,7 @@ def test_the_lookahead_rate_is_measured_where_it_is_not_given():
 def test_recipes_are_valid_and_every_field_is_explained():
     assert sorted(RECIPES) == ["default", "lookahead", "outcomes", "paper", "scales"]
     configs = {name: MetaTrainConfig.load(base=recipe(name)) for name in RECIPES}
-    assert configs["default"] == MetaTrainConfig()
+    assert configs["default"] == MetaTrainConfig(rate_seeds=1)
     paper = configs["paper"]
     assert paper.network.output == "abs"
     assert paper.network.features == "raw"

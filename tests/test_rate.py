@@ -11,6 +11,7 @@ import torch
 
 from meta_train import MetaTrainConfig, meta_train, recipe
 from meta_train.outcome_runs import OutcomeRuns
+from meta_train.rate import steadiest
 from meta_train.signal_scales import SignalScales
 from tests.models import build
 from tests.test_outcomes import Net, Notes, loss, task
@@ -69,15 +70,20 @@ def test_the_best_rate_is_found_with_both_neighbours(
 def test_the_search_ends_where_nothing_is_ever_worse(monkeypatch: pytest.MonkeyPatch) -> None:
     planted(monkeypatch, 1e9)
     tuner = meta_train(build(Net, scale=0), [task("one")], config())
-    assert tuner.config.recommended.lr == 16
+    assert tuner.config.recommended.lr == 11.3  # the last that has a neighbour to either side
 
 
 def test_runs_choose_a_rate_that_does_better_than_one_too_large_or_too_small() -> None:
     tuner = meta_train(build(Net, scale=0), [task("one"), task("two", seed=900)], config())
     record = {float(rate): score for rate, score in tuner.provenance["learning_rates"].items()}
-    best = tuner.config.recommended.lr
-    assert record[best] == min(record.values()) < 1
-    assert min(record) < best < max(record)
+    assert steadiest({rate: math.log(score) for rate, score in record.items()}) == tuner.config.recommended.lr
+    assert min(record) < min(record, key=lambda rate: record[rate]) < max(record)
+    assert min(record.values()) < 1
+
+
+def test_a_rate_next_to_an_edge_is_not_recommended() -> None:
+    assert steadiest({1.0: -1.2, 1.41: -1.3, 2.0: -1.4, 2.83: -0.2}) == 1.41
+    assert steadiest({1.0: -1.2, 1.41: -1.3, 2.0: -1.4, 2.83: -1.3}) == 2.0
 
 
 def test_a_rate_that_is_given_is_recommended_without_runs(monkeypatch: pytest.MonkeyPatch) -> None:
