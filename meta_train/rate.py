@@ -6,14 +6,15 @@ what the *other* tasks say of the directions, at rates a factor √2 apart, unti
 tried. A rate's score is the mean over tasks and seeds of log(loss after / loss before). All rates have the same batches
 and directions.
 
-Tasks differ in the rate that they want, and just above it a run is lost, where below it is only slow. So what is
-recommended is not the lucky peak of few runs, but the rate whose score is lowest in the mean with its two neighbours'.
+Recommended is the rate one step below the best. Above its best rate a run is soon lost, below it is only slower, and a
+task that was not met may want less than those that were: on development tasks the two rates end equally low in the mean,
+and only at the best one were runs lost (docs/learning.md, "The rate of gains").
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -36,13 +37,14 @@ def recommend_rate(run: SearchingRun, parts: LearnedParts, runs: OutcomeRuns) ->
         return first, {}
     tuners = [replace(tuner, network=run.tuner.network) for tuner in tuners_without(run, parts)]
     scores = search(runs, tuners, first)
-    rate = steadiest(scores)
+    rate = _rate(first, min(scores, key=lambda place: scores[place]) - 1)
     runs.say(f"learning rate: {rate:.3g} is recommended")
-    return rate, {"learning_rates": {f"{rate:.3g}": math.exp(score) for rate, score in sorted(scores.items())}}
+    tried = {f"{_rate(first, place):.3g}": math.exp(score) for place, score in sorted(scores.items())}
+    return rate, {"learning_rates": tried}
 
 
-def search(runs: OutcomeRuns, tuners: Sequence[BoundTuner], first: float) -> dict[float, float]:
-    """The mean score of every rate that was tried.
+def search(runs: OutcomeRuns, tuners: Sequence[BoundTuner], first: float) -> dict[int, float]:
+    """The mean score of every rate that was tried, by k: the rate is 2^(k/2) times the first.
 
     Args:
         tuners: of every task.
@@ -60,14 +62,7 @@ def search(runs: OutcomeRuns, tuners: Sequence[BoundTuner], first: float) -> dic
         runs.say(f"learning rate {rate:.3g}: {len(made)} runs end at {math.exp(scores[place]):.3f} of the loss before")
         best = min(scores, key=lambda place: scores[place])
         wanted = [near for near in (best + 1, best - 1) if near not in scores and abs(near) <= _REACH]
-    return {_rate(first, place): score for place, score in scores.items()}
-
-
-def steadiest(scores: Mapping[float, float]) -> float:
-    """The rate with the lowest mean of its own score and its two neighbours', among those that have both."""
-    rates = sorted(scores)
-    means = {rates[at]: sum(scores[rate] for rate in rates[at - 1 : at + 2]) for at in range(1, len(rates) - 1)}
-    return min(means, key=lambda rate: means[rate])
+    return scores
 
 
 def _rate(first: float, place: int) -> float:
