@@ -7,8 +7,8 @@ tried. A rate's score is the mean over tasks and seeds of log(loss after / loss 
 and directions.
 
 Recommended is the rate one step below the best. Above its best rate a run is soon lost, below it is only slower, and a
-task that was not met may want less than those that were: on development tasks the two rates end equally low in the mean,
-and only at the best one were runs lost (docs/learning.md, "The rate of gains").
+task that was not met may want less than those that were: on development tasks the two rates end equally low in the
+mean, and only at the best one were runs lost (docs/learning.md, "The rate of gains").
 """
 
 from __future__ import annotations
