@@ -60,14 +60,23 @@ def table(given: Mapping[str, Any], evidence: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", "; ".join(counts) + "."])
 
 
+def read_two(description: str, files: Mapping[str, str], arguments: Sequence[str] | None) -> list[dict[str, Any]]:
+    """The JSON of the two files that a command is given.
+
+    Args:
+        files: their names in the usage, and what each is.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    for name, what in files.items():
+        parser.add_argument(name, type=Path, help=what)
+    given = vars(parser.parse_args(arguments))
+    return [json.loads(given[name].read_text(encoding="utf-8")) for name in files]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
-    parser = argparse.ArgumentParser(description="Tuners at one learning rate against MeZO tuned for each task.")
-    parser.add_argument("given", type=Path, help="compare.json of a comparison with given learning rates")
-    parser.add_argument("evidence", type=Path, help="evidence.json")
-    files = parser.parse_args(arguments)
-    contents = [json.loads(file.read_text(encoding="utf-8")) for file in (files.given, files.evidence)]
-    print(table(*contents))
+    files = {"given": "compare.json of a comparison with given learning rates", "evidence": "evidence.json"}
+    print(table(*read_two("Tuners at one learning rate against MeZO tuned for each task.", files, arguments)))
     return 0
 
 

@@ -8,8 +8,6 @@ have the same batches and directions at the same seed. Tasks and methods whose s
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +15,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.against_tuned import cells
+from benchmarks.against_tuned import cells, read_two
 from finetune.report import Cell, Spread
 from finetune.wins import WIN, loss_difference, outcome
 
@@ -66,12 +64,8 @@ def _tuners(content: Mapping[str, Any]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
-    parser = argparse.ArgumentParser(description="The tuner of one comparison against the methods of another.")
-    parser.add_argument("mine", type=Path, help="compare.json with the tuner")
-    parser.add_argument("others", type=Path, help="compare.json with the methods")
-    files = parser.parse_args(arguments)
-    contents = [json.loads(file.read_text(encoding="utf-8")) for file in (files.mine, files.others)]
-    print(table(*contents))
+    files = {"mine": "compare.json with the tuner", "others": "compare.json with the methods"}
+    print(table(*read_two("The tuner of one comparison against the methods of another.", files, arguments)))
     return 0
 
 

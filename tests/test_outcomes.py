@@ -63,6 +63,20 @@ def config(**changes: Any) -> MetaTrainConfig:
     return MetaTrainConfig(**{**settings, **changes})
 
 
+def half_the_calls(settings: MetaTrainConfig) -> int:
+    """Half of what a meta-training on two tasks calls the second one's loss."""
+    calls = 0
+
+    def counted(model: nn.Module, batch: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return loss(model, batch)
+
+    counting = FunctionTask("two", task("two", seed=900)._batches, counted)
+    meta_train(build(Net, scale=0), [task("one"), counting], settings)
+    return calls // 2
+
+
 def sigma_of(tuner: Tuner) -> torch.Tensor:
     """σ by block, which is the same whatever the networks see."""
     found = tuner.network(torch.zeros(2, 5))
@@ -131,29 +145,26 @@ def test_sigma_stays_one_where_the_mean_is_no_better(monkeypatch: pytest.MonkeyP
     assert not tuner.provenance["outcomes"]["checked"]["kept"]
 
 
+def straight_and_resumed(settings: MetaTrainConfig, folder: Path) -> tuple[Tuner, Tuner]:
+    """Tuners of a straight run and of one that Ctrl-C broke among its searches' runs, in ``folder``."""
+    straight = meta_train(build(Net, scale=0), [task("one"), task("two", seed=900)], settings)
+    broken = task("two", seed=900, after=half_the_calls(settings))
+    with pytest.raises(Interrupted, match="runs of the search by outcomes; saved"):
+        meta_train(build(Net, scale=0), [task("one"), broken], settings, output_dir=folder)
+    resumed = meta_train(build(Net, scale=0), [task("one"), task("two", seed=900)], settings, output_dir=folder)
+    assert Tuner.from_pretrained(folder).digest == straight.digest
+    return straight, resumed
+
+
 def test_interrupted_in_the_search_and_resumed_gives_the_bits_of_a_straight_run(tmp_path: Path) -> None:
     settings = config(outcome_generations=2, structure="scales", structure_from="signal")
-    straight = meta_train(build(Net, scale=0), [task("one"), task("two", seed=900)], settings)
-    calls = 0
-
-    def counted(model: nn.Module, batch: Any) -> torch.Tensor:
-        nonlocal calls
-        calls += 1
-        return loss(model, batch)
-
-    whole = task("two", seed=900)
-    counting = FunctionTask("two", whole._batches, counted)
-    meta_train(build(Net, scale=0), [task("one"), counting], settings)
-    half = calls // 2
-    with pytest.raises(Interrupted, match="runs of the search by outcomes; saved"):
-        meta_train(build(Net, scale=0), [task("one"), task("two", seed=900, after=half)], settings, output_dir=tmp_path)
-    resumed = meta_train(build(Net, scale=0), [task("one"), task("two", seed=900)], settings, output_dir=tmp_path)
+    straight, resumed = straight_and_resumed(settings, tmp_path)
     assert torch.equal(sigma_of(resumed), sigma_of(straight))
     assert resumed.provenance["outcomes"] == straight.provenance["outcomes"]
-    assert Tuner.from_pretrained(tmp_path).digest == straight.digest
 
 
-def test_a_tasks_runs_have_the_structure_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def tasks_left_out(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
+    """Of every structure that is asked for from now on, in their order."""
     asked = []
     whole = SignalScales.structure
 
@@ -162,6 +173,11 @@ def test_a_tasks_runs_have_the_structure_of_the_others(monkeypatch: pytest.Monke
         return whole(self, share, without)
 
     monkeypatch.setattr(SignalScales, "structure", noted)
+    return asked
+
+
+def test_a_tasks_runs_have_the_structure_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = tasks_left_out(monkeypatch)
     settings = config(outcome_generations=1, outcome_checks=1, structure="scales", structure_from="signal")
     meta_train(build(Net, scale=0), [task("one"), task("two", seed=900)], settings)
     assert asked == [None, 0, 1]

@@ -7,16 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from meta_train import MetaTrainConfig, meta_train, recipe
 from meta_train.outcome_runs import OutcomeRuns
-from meta_train.signal_scales import SignalScales
 from tests.models import build
-from tests.test_outcomes import Net, Notes, loss, task
-from zoft.errors import Interrupted
-from zoft.tasks.function import FunctionTask
-from zoft.tuner import Tuner
+from tests.test_outcomes import Net, Notes, straight_and_resumed, task, tasks_left_out
 
 
 def config(**changes: Any) -> MetaTrainConfig:
@@ -100,36 +95,16 @@ def test_other_heads_begin_at_the_rate_that_is_theirs(monkeypatch: pytest.Monkey
 
 
 def test_runs_have_what_the_other_tasks_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-    whole = SignalScales.structure
-
-    def noted(self: SignalScales, share: float, without: int | None = None) -> Any:
-        asked.append(without)
-        return whole(self, share, without)
-
-    monkeypatch.setattr(SignalScales, "structure", noted)
+    asked = tasks_left_out(monkeypatch)
     planted(monkeypatch, 1.0)
     meta_train(build(Net, scale=0), [task("one"), task("two", seed=900)], config(structure_share=0.5))
     assert asked == [None, 0, 1]
 
 
 def test_interrupted_among_the_runs_and_resumed_gives_the_bits_of_a_straight_run(tmp_path: Path) -> None:
-    straight = meta_train(build(Net, scale=0), [task("one"), task("two", seed=900)], config())
-    calls = 0
-
-    def counted(model: torch.nn.Module, batch: Any) -> torch.Tensor:
-        nonlocal calls
-        calls += 1
-        return loss(model, batch)
-
-    counting = FunctionTask("two", task("two", seed=900)._batches, counted)
-    meta_train(build(Net, scale=0), [task("one"), counting], config())
-    broken = task("two", seed=900, after=calls // 2)
-    with pytest.raises(Interrupted, match="runs of the search by outcomes; saved"):
-        meta_train(build(Net, scale=0), [task("one"), broken], config(), output_dir=tmp_path)
-    resumed = meta_train(build(Net, scale=0), [task("one"), task("two", seed=900)], config(), output_dir=tmp_path)
+    straight, resumed = straight_and_resumed(config(), tmp_path)
     assert resumed.provenance["learning_rates"] == straight.provenance["learning_rates"]
-    assert Tuner.from_pretrained(tmp_path).digest == straight.digest
+    assert resumed.config.recommended == straight.config.recommended
 
 
 def test_the_default_recipe_finds_its_rate() -> None:
