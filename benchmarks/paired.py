@@ -41,12 +41,13 @@ def table(mine: Mapping[str, Any], others: Mapping[str, Any]) -> str:
     ]
     won: dict[str, list[bool]] = {}
     best: dict[str, tuple[float, bool]] = {}
+    tuners = _tuners(others)
     for task, label, cell, other in rows(mine, others):
         found = loss_difference(cell, other)
         result = outcome(found)
         won.setdefault(label, []).append(result == WIN)
         means = [Spread.of(one.loss).mean for one in (cell, other)]
-        if label not in _tuners(others):
+        if label not in tuners:
             best[task] = min(best.get(task, (float("inf"), False)), (means[1], result == WIN))
         lines.append(
             f"| {task} | {cell.lr:.2e} | {means[0]:.4f} | {label} | {other.lr:.2e} | {means[1]:.4f} "
