@@ -15,19 +15,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from meta_train.feed import derived_seed
-from meta_train.outcome_runs import OutcomeRuns, SearchingRun
-from meta_train.parts import LearnedParts, recommended_rate, tuners_without
+from meta_train.outcome_runs import OutcomeRuns
+from meta_train.parts import FinishedRun, LearnedParts, recommended_rate, tuners_without
 from zoft.tuner.bound import BoundTuner
 
 #: Rates are 2^(k/2) times the first, |k| at most this: a factor of 16 to either side.
 _REACH = 8
 
 
-def recommend_rate(run: SearchingRun, parts: LearnedParts, runs: OutcomeRuns) -> tuple[float, dict[str, Any]]:
+def recommend_rate(run: FinishedRun, parts: LearnedParts, runs: OutcomeRuns) -> tuple[float, dict[str, Any]]:
     """The rate, and what the provenance says of its search; nothing where there was none."""
     config = run.config
     if config.recommended_lr is not None:
@@ -35,8 +34,7 @@ def recommend_rate(run: SearchingRun, parts: LearnedParts, runs: OutcomeRuns) ->
     first = recommended_rate(config, parts)
     if not config.rate_seeds:
         return first, {}
-    tuners = [replace(tuner, network=run.tuner.network) for tuner in tuners_without(run, parts)]
-    scores = search(runs, tuners, first)
+    scores = search(runs, tuners_without(run, parts), first)
     rate = _rate(first, min(scores, key=lambda place: scores[place]) - 1)
     runs.say(f"learning rate: {rate:.3g} is recommended")
     tried = {f"{_rate(first, place):.3g}": math.exp(score) for place, score in sorted(scores.items())}
