@@ -54,7 +54,7 @@ LLAMAS: dict[str, tuple[dict[str, int], int, int]] = {
 BASE = "base"
 
 #: What a structure of every kind is made from here.
-SOURCES = {kind: "signal" if kind == Gains.name else "energy" for kind in PARTS}
+SOURCES = {kind: "signal" if issubclass(part, Gains) else "energy" for kind, part in PARTS.items()}
 
 EPSILON, RATE = 1e-3, 1e-7
 

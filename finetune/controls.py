@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from zoft.blocks import Block, Blocks
 from zoft.step import Probe, State
 from zoft.tuner import BoundTuner, PertNN, Tuner
-from zoft.tuner.gains import dealt_out, unlearned
-from zoft.tuner.parts import Gains
+from zoft.tuner.gains import dealt_out, has_gains, unlearned
 from zoft.tuner.structure import Structure
 
 #: Makes a control's tuner from a tuner, the base and a seed, or says why there is none.
@@ -29,7 +28,7 @@ def untrained(tuner: Tuner, model: nn.Module, seed: int) -> Tuner | str:
     """The same networks at the initial values that the seed gives, without a structure: where meta-training began.
 
     What of the tuner is a rule and not learned, such as its normalisation, stays, as do turns that were not learned,
-    and gains, all of them alike.
+    and gains, all of them alike; offsets stay along the axes that were measured.
     """
     network = PertNN(len(tuner.config.blocks.names), tuner.config.network, seed)
     rule = unlearned(tuner.structure, Blocks.of(model)) if tuner.structure is not None else None
@@ -115,7 +114,7 @@ class PermutedTuner(Tuner):
 
 def _dealt_out(structure: Structure, blocks: Blocks, seed: int) -> Structure:
     """The structure with its shares and weights, or its gains' mean ratios, used for other blocks."""
-    if structure.kind == Gains.name:
+    if has_gains(structure):
         return dealt_out(structure, blocks, lambda count: derangement(count, seed))
     order = derangement(len(structure.share), seed)
     return replace(structure, share=structure.share[order], weight=structure.weight[order])

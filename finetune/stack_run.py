@@ -24,7 +24,7 @@ from zoft.objective import evaluating
 from zoft.optimizers import ZOOptimizer, get_optimizer
 from zoft.optimizers.schedule import scheduled
 from zoft.runs.steps import GIVE_UP
-from zoft.stack import StackedModel, StackedNoise, StackedTuner, factors
+from zoft.stack import FACTORS, StackedModel, StackedNoise, StackedTuner, factors
 from zoft.step import Draw, Probe, State, along_directions, mean_loss, probes_of, with_curvature
 from zoft.tasks.lm import LMTask
 from zoft.tuner.bound import BoundTuner
@@ -88,7 +88,7 @@ class Stack:
             raise CannotStack
         if not bound:
             return plain
-        plainly = torch.zeros(3, layout.width, device=self._device)
+        plainly = torch.zeros(FACTORS, layout.width, device=self._device)
         plainly[0] = 1.0
         made = {index: factors(tuner, layout) for index, tuner in {id(tuner): tuner for tuner in bound}.items()}
         found = [plainly if tuner is None else made[id(tuner)] for tuner in tuners]

@@ -110,10 +110,11 @@ class MetaTrainConfig(Config):
         ge=1,
         description="Non-finite meta-losses in a row before the weights go back to the base's; twice as many give up.",
     )
-    structure: Literal["none", "scales", "low-rank", "gains"] = Field(
+    structure: Literal["none", "scales", "low-rank", "gains", "gains-and-offsets"] = Field(
         "gains",
         description="Learned structure within the blocks, from the gradients along the trajectories: none, row and"
-        " column scales of every matrix, a low rank, or gains of rows and columns.",
+        " column scales of every matrix, a low rank, gains of rows and columns, or these and offsets of layers without"
+        " a bias.",
     )
     structure_from: Literal["energy", "signal"] = Field(
         "signal",
@@ -248,8 +249,8 @@ class MetaTrainConfig(Config):
                 raise ValueError("structure_from signal compares the minibatches of objective expected; set it too")
             if self.structure == "low-rank":
                 raise ValueError(f"structure_from signal learns scales or gains, and the structure is {self.structure}")
-        elif self.structure == "gains":
-            raise ValueError("structure gains is learned from the signal; set structure_from to signal")
+        elif self.structure.startswith("gains"):
+            raise ValueError(f"structure {self.structure} is learned from the signal; set structure_from to signal")
         return self
 
     @property

@@ -148,7 +148,7 @@ class _Run:
         self.histories = [self.method.initial() for _ in tasks]
         self.optimizer = NetworkOptimizer(config, tuner.network, len(tasks))
         self.signal = Signal(len(tasks), len(blocks)) if config.objective == "expected" else None
-        self.moments = structure_learner(config, blocks, self.signal)
+        self.moments = structure_learner(config, model, blocks, tasks, self.signal)
         #: Of the step that is under way.
         self.seen: tuple[Signal, BatchGradients] | None = None
         kind = TRAJECTORIES[config.inner]

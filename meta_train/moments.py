@@ -145,7 +145,7 @@ class Moments:
         if rows <= EXACT:
             values, vectors = torch.linalg.eigh(moments)
         else:
-            values, vectors = _nystrom(moments, self._omega(block, side, self._sums[f"{side}/{block.name}"]).double())
+            values, vectors = nystrom(moments, self._omega(block, side, self._sums[f"{side}/{block.name}"]).double())
         values = values.flip(0)[: shape[1]].clamp(min=0)
         vectors = vectors.flip(1)[:, : shape[1]]
         weights = (values / values[0]) ** self._config.structure_power
@@ -164,7 +164,7 @@ def sides(block: Block) -> tuple[int, int]:
     return rows, block.numel // rows if rows else 0
 
 
-def _nystrom(product: Tensor, omega: Tensor) -> tuple[Tensor, Tensor]:
+def nystrom(product: Tensor, omega: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues, ascending, and orthonormal eigenvectors of the Nyström approximation from C·Ω."""
     omega = omega.to(product.device)
     core = omega.T @ product

@@ -1,7 +1,8 @@
-"""Learning gains of rows and columns (:class:`zoft.tuner.parts.Gains`) from the signal in the gradients.
+"""Learning gains of rows and columns (:class:`zoft.tuner.parts.Gains`), and offsets, from the signal in the gradients.
 
 The slope along the gain of a row is Σ_j θ_ij·∂L/∂θ_ij, along that of a column the sum over the rows, along that of a
-vector's entry ∂L/∂θ_j in units of the vector's size (:func:`zoft.tuner.gains.unit`). Its signal G, the mean product of
+vector's entry ∂L/∂θ_j in units of the vector's size (:func:`zoft.tuner.gains.unit`), along the offset of a row
+Σ_j a_j·∂L/∂θ_ij in units of the weights' size, with a² 1 in the mean. Its signal G, the mean product of
 two different minibatches' slopes, and its noise F, their mean square, are kept by task, and the variance of the gain is
 
     ratio ∝ ((G / ΣG) / (F / ΣF + floor))^p,
@@ -12,6 +13,8 @@ over all gains of the model, so that the ratios say also which blocks are worth 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -21,18 +24,25 @@ from meta_train.signal import BatchGradients, Signal
 from meta_train.signal_structure import SignalStructure
 from zoft.blocks import Block, Blocks
 from zoft.tuner.gains import gained, gains_of, unit
+from zoft.tuner.parts import GainsAndOffsets
 from zoft.tuner.structure import Structure
+
+#: Names of the axes in a checkpoint begin with this.
+_AXIS = "axis/"
 
 
 class SignalGains(SignalStructure):
-    """The signal and the noise of every gain."""
+    """The signal and the noise of every gain, and of every offset where there are axes."""
 
-    def __init__(self, config: MetaTrainConfig, blocks: Blocks, signal: Signal) -> None:
-        super().__init__(config, blocks, signal)
+    def __init__(
+        self, config: MetaTrainConfig, blocks: Blocks, signal: Signal, axes: Mapping[str, Tensor] | None = None
+    ) -> None:
+        super().__init__(config, blocks, signal, axes)
         self._places: dict[str, slice] = {}
         width = 0
         for block in gained(blocks):
-            size = sum(sides(block)) if block.is_matrix else block.numel
+            rows, columns = sides(block)
+            size = (rows + columns + rows * (block.name in self._axes)) if block.is_matrix else block.numel
             self._places[block.name] = slice(width, width + size)
             width += size
         self._sums, self._squares = (torch.zeros(width, dtype=torch.float64) for _ in range(2))
@@ -44,7 +54,7 @@ class SignalGains(SignalStructure):
         place = self._places.get(block.name)
         if place is None:
             return
-        slopes = _slopes(block, gradient.detach())
+        slopes = _slopes(block, gradient.detach(), self._axes.get(block.name))
         self._sums[place] += slopes
         self._squares[place] += slopes.square()
 
@@ -65,23 +75,35 @@ class SignalGains(SignalStructure):
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint needs."""
-        return {"signal": self._signal, "noise": self._noise, "count": torch.tensor(self.count)}
+        axes = {f"{_AXIS}{name}": axis for name, axis in self._axes.items()}
+        return {"signal": self._signal, "noise": self._noise, "count": torch.tensor(self.count), **axes}
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Go on from :meth:`state`."""
         self.count = int(state["count"])
         self._signal.copy_(state["signal"])
         self._noise.copy_(state["noise"])
+        for name, axis in self._axes.items():
+            axis.copy_(state[f"{_AXIS}{name}"])
 
     def structure(self, share: float, without: int | None = None) -> Structure:
         """The gains of rows, columns and vectors that the ratios say."""
         ratios, found = self._ratios(without), {}
         for block in gained(self._blocks):
-            own = ratios[self._places[block.name]]
-            rows = sides(block)[0] if block.is_matrix else block.numel
-            found[block.name] = (own[:rows], own[rows:])
+            found[block.name] = self._factors(block, ratios[self._places[block.name]])
         names, shapes = tuple(self._blocks.names), tuple(self._blocks.shapes)
         return gains_of(self.settings, names, shapes, self._blocks, found, share)
+
+    def _factors(self, block: Block, own: Tensor) -> tuple[Tensor, Tensor]:
+        """A block's ratios as :data:`zoft.tuner.gains.Ratios` has them."""
+        rows, columns = sides(block) if block.is_matrix else (block.numel, 1)
+        left, right = own[:rows], own[rows : rows + columns] if block.is_matrix else torch.zeros(1, dtype=own.dtype)
+        if self.settings.kind != GainsAndOffsets.name:
+            return left, right
+        axis = self._axes.get(block.name)
+        offsets = torch.zeros_like(left) if axis is None else own[rows + columns :]
+        along = torch.zeros_like(right) if axis is None else axis
+        return torch.stack([left, offsets], 1), torch.stack([right, along], 1)
 
     def _ratios(self, without: int | None) -> Tensor:
         """Of every gain, [width]; all 1 where no task has a signal."""
@@ -97,9 +119,14 @@ class SignalGains(SignalStructure):
         return ratios / ratios.mean()
 
 
-def _slopes(block: Block, gradient: Tensor) -> Tensor:
-    """The slopes along a block's gains, float64 on the CPU."""
+def _slopes(block: Block, gradient: Tensor, axis: Tensor | None) -> Tensor:
+    """The slopes along a block's gains, and its offsets where there is an axis, float64 on the CPU."""
     if not block.is_matrix:
         return gradient.flatten().double().cpu() * unit(block) ** 0.5
-    products = (gradient * block.parameter.detach()).reshape(sides(block)).double()
-    return torch.cat([products.sum(1), products.sum(0)]).cpu()
+    weights, matrix = block.parameter.detach(), gradient.reshape(sides(block))
+    products = (matrix * weights.reshape(sides(block))).double()
+    slopes = [products.sum(1), products.sum(0)]
+    if axis is not None:
+        size = weights.double().square().mean().sqrt()
+        slopes.append(matrix.double() @ axis.to(matrix.device) * size)
+    return torch.cat(slopes).cpu()

@@ -15,6 +15,8 @@ The blocks' own ratios, to the power ``structure_block_power``, are the weights 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -33,8 +35,10 @@ _REACH, _BLOCK_REACH = 20.0, 10.0
 class SignalScales(SignalStructure):
     """The signal and the noise of every row and column."""
 
-    def __init__(self, config: MetaTrainConfig, blocks: Blocks, signal: Signal) -> None:
-        super().__init__(config, blocks, signal)
+    def __init__(
+        self, config: MetaTrainConfig, blocks: Blocks, signal: Signal, axes: Mapping[str, Tensor] | None = None
+    ) -> None:
+        super().__init__(config, blocks, signal, axes)
         tasks = len(signal.visits)
         self._pending: dict[str, Tensor] = {}
         self._means: dict[str, Tensor] = {}

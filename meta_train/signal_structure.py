@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 from torch import Tensor
 
@@ -20,11 +21,15 @@ class SignalStructure(ABC):
         config: with the kind of structure.
         blocks: the model's blocks.
         signal: of the blocks; a visit is added to it before it is added here.
+        axes: of offsets, float64 [n] by block name; see :func:`meta_train.axes.input_axes`.
     """
 
-    def __init__(self, config: MetaTrainConfig, blocks: Blocks, signal: Signal) -> None:
+    def __init__(
+        self, config: MetaTrainConfig, blocks: Blocks, signal: Signal, axes: Mapping[str, Tensor] | None = None
+    ) -> None:
         self._config, self._blocks, self._of_blocks = config, blocks, signal
         self.settings = settings_of(config, blocks)
+        self._axes = dict(axes or {})
         self.count = 0
 
     @abstractmethod

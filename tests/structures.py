@@ -29,11 +29,13 @@ def structure_for(
         both = factor_shapes(settings, block.shape)
         if both is not None:
             left, right = (torch.rand(size, generator=generator) * 2 + 0.04 for size in both)
+            if kind == "gains-and-offsets":  # an axis has signs
+                right[:, 1] = torch.randn(len(right), generator=generator)
             factors[block.name] = (left.to(settings.dtype), right.to(settings.dtype))
     count = len(blocks)
     weight = torch.rand(count, generator=generator) + 0.5 if weights else torch.ones(count)
     names, shapes = tuple(blocks.names), tuple(blocks.shapes)
-    if kind == "gains":
+    if kind.startswith("gains"):
         made = gains_of(settings, names, shapes, blocks, factors, share)
         return replace(made, weight=weight)
     return Structure(settings, names, shapes, torch.full((count,), share), weight, factors)
@@ -53,14 +55,17 @@ def covariance(structure: Structure, name: str, theta: torch.Tensor | None = Non
     learned = np.eye(size)
     if name in structure.factors:
         left, right = (factor.double().numpy() for factor in structure.factors[name])
-        if structure.kind == "gains":
+        if structure.kind.startswith("gains"):
             assert theta is not None
+            offsets, axis = (left[:, 1], right[:, 1]) if left.ndim > 1 else (np.zeros(len(left)), np.zeros(len(right)))
+            left, right = (factor if factor.ndim == 1 else factor[:, 0] for factor in (left, right))
             learned = np.diag(left)
             if theta.ndim > 1:
                 rows, columns = np.indices((len(left), len(right))).reshape(2, -1)
                 same_row, same_column = rows[:, None] == rows, columns[:, None] == columns
                 values = theta.detach().double().numpy().ravel()
                 learned = (same_row * left[rows] + same_column * right[columns]) * np.outer(values, values)
+                learned += same_row * offsets[rows] * np.outer(axis[columns], axis[columns])
         elif left.ndim == 1:
             values = np.kron(left, right)
             learned = np.diag(values / values.mean())

@@ -21,6 +21,7 @@ from finetune.stack_bench import CannotStack, StackBench
 from finetune.stack_run import Stack
 from finetune.stacked import InStacks, Stacker, group_of
 from tests.models import build, mlp
+from tests.structures import structure_for
 from tests.test_compare import config, quiet, records
 from tests.test_compare_parts import spec
 from tests.test_finetune import tiny_loaded
@@ -28,6 +29,7 @@ from tests.test_meta_language_models import Colours
 from tests.tiny import FAMILIES, MASKED_FAMILIES, MORE_FAMILIES
 from zoft.blocks import Blocks
 from zoft.errors import UsageError
+from zoft.models import load_model
 from zoft.noise import NOISES, Key, get_noise
 from zoft.optimizers import OPTIMIZERS
 from zoft.philox import words_of
@@ -126,10 +128,12 @@ def test_gains_share_a_stack_with_their_controls_and_others(bench: Bench, tmp_pa
     shipped.structured(partly).save_pretrained(tmp_path / "partly")
     usage = dict(shipped.config.recommended.usage)
     tuned = [source(bench, control, 1, folder) for control in (None, "untrained", "permuted", "random-basis")]
-    tuned += [source(bench, folder=str(tmp_path / "partly")), source(bench)]
+    offsets = structure_for(load_model("zoft-base").model, "gains-and-offsets", share=1.0)
+    shipped.structured(offsets).save_pretrained(tmp_path / "offsets")
+    tuned += [source(bench, folder=str(tmp_path / name)) for name in ("partly", "offsets")] + [source(bench)]
     specs = [
         one(bench, optimizer="zo-finetuner", tuner=tuner, hyper=usage, lr=lr, forwards=36, seed=at // 2)
-        for at, (tuner, lr) in enumerate(zip(tuned, (1.0, 1.0, 0.5, 1.0, 1.0, 5e-4), strict=True))
+        for at, (tuner, lr) in enumerate(zip(tuned, (1.0, 1.0, 0.5, 1.0, 1.0, 1.0, 5e-4), strict=True))
     ]
     specs.append(
         one(bench, optimizer="mezo", tuner=source(bench, "biases-only", 0, folder), hyper=usage, lr=1.0, forwards=36)

@@ -26,7 +26,7 @@ from zoft.tuner.normalization import effective_sizes
 from zoft.tuner.parts import NOISE_PART, PARTS
 from zoft.tuner.structure import StructureConfig, largest_rank, stored_bytes, stored_tensors
 
-KINDS = {"scales": 1, "low-rank": 2, "gains": 1}
+KINDS = {"scales": 1, "low-rank": 2, "gains": 1, "gains-and-offsets": 1}
 
 
 class Small(nn.Module):
@@ -107,15 +107,17 @@ def test_directions_agree_with_the_formula_in_float64(kind: str, name: str) -> N
         plain = 1 - share[block.index]
         if factors is None:
             z = u * math.sqrt(plain + learned)
-        elif kind == "gains":
-            left, right = (factor.double().numpy() for factor in factors)
+        elif kind.startswith("gains"):
+            left, right = (factor.double().numpy().reshape(len(factor), -1) for factor in factors)
             gains = [
                 np.sqrt(part)
                 * noise(key._replace(part=(1 + at) * NOISE_PART), Span(block, 0, len(part))).double().numpy()
-                for at, part in enumerate((left, right))
+                for at, part in enumerate((left[:, 0], right[:, 0], *left.T[1:]))
             ]
             theta = block.parameter.detach().numpy().reshape(rows, columns)
             moved = (gains[0][:, None] + gains[1]) * theta if block.is_matrix else gains[0]
+            if block.is_matrix and len(gains) > 2:
+                moved = moved + np.outer(gains[2], right[:, 1])
             z = math.sqrt(plain) * u + math.sqrt(learned * spread) * moved.ravel()
         elif factors[0].ndim == 1:
             r, c = (factor.double().numpy() / factor.double().numpy().mean() for factor in factors)
@@ -140,7 +142,8 @@ def test_the_norm_is_that_of_plain_noise(kind: str) -> None:
     scales = np.array([method.scale(state, block) for block in blocks])
     assert len(set(traces)) == len(blocks)  # the blocks' weights differ
     # The traces of gains are those of the file, which has float16; the others are made exact.
-    np.testing.assert_allclose((sizes * scales**2 * traces).sum(), sizes.sum(), rtol=1e-3 if kind == "gains" else 1e-5)
+    close = 1e-3 if kind.startswith("gains") else 1e-5
+    np.testing.assert_allclose((sizes * scales**2 * traces).sum(), sizes.sum(), rtol=close)
     alone = structured(model, kind, weights=True)
     power = alone.bind(model).structure.power.double().numpy()  # type: ignore[union-attr]
     numbers = np.array([block.numel for block in blocks])
@@ -295,7 +298,10 @@ def _drop(folder: Path, key: str) -> None:
 
 
 DAMAGE = {
-    "kind": (lambda f: _edit(f, kind="dense"), r"structure\.kind: input should be 'scales', 'low-rank' or 'gains'"),
+    "kind": (
+        lambda f: _edit(f, kind="dense"),
+        r"structure\.kind: input should be 'scales', 'low-rank', 'gains' or 'gains-and-offsets'",
+    ),
     "rank": (lambda f: _edit(f, rank=10**9), r"structure\.rank"),
     "other rank": (lambda f: _edit(f, rank=3), r"structure\.left is F16 \(\d+,\), not F16 \(\d+,\)"),
     "vectors": (lambda f: _edit(f, vectors="isotropic"), r"structure\.left is F16"),

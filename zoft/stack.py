@@ -26,6 +26,10 @@ from zoft.tuner.bound import BoundTuner
 from zoft.tuner.bound_structure import BoundStructure
 from zoft.tuner.parts import NOISE_PART
 
+#: Rows of :func:`factors`, the last of which has the axes of offsets.
+FACTORS = 5
+_AXIS = FACTORS - 1
+
 _REMEDY = "Leave runs_at_once at 1."
 
 
@@ -171,7 +175,7 @@ class StackedTuner(BoundTuner):
 
     @classmethod
     def of(cls, bound: BoundTuner, rows: Tensor, layout: Layout, whole: bool, theta: Callable[[], Tensor]) -> Self:
-        """For runs whose factors are ``rows`` [runs, 3, width].
+        """For runs whose factors are ``rows`` [runs, 5, width].
 
         Args:
             bound: the tuner of any of them.
@@ -205,11 +209,13 @@ class _Factors(BoundStructure):
 
 
 class _Gains(_Factors):
-    """Factors by entry, and gains of rows and columns, of several runs: all blocks of a row at once."""
+    """Factors by entry, and gains of rows and columns and offsets, of several runs: all blocks of a row at once."""
 
     def __init__(self, rows: Tensor, layout: Layout, whole: bool, theta: Callable[[], Tensor]) -> None:
         super().__init__(rows, layout, whole)
-        self._sides, self._theta = (rows[:, 1], rows[:, 2]), theta
+        # Noise is made for a row as a whole, so that of offsets only where there are some.
+        self._sides, self._axis = (rows[:, 1:4] if bool(rows[:, 3].any()) else rows[:, 1:3]).unbind(1), rows[:, _AXIS]
+        self._theta = theta
         self._gained = [block for block in layout.blocks if bool(layout.of(rows[:, 1:], block).any())]
 
     def mixed(self, noise: Noise, key: Key, span: Span, values: Tensor, variance: float = 1.0) -> Tensor:
@@ -220,11 +226,14 @@ class _Gains(_Factors):
             for number, side in enumerate(self._sides, 1)
         ]
         for block in self._gained:
-            left, right = (self._layout.of(side, block).flatten(1) for side in own)
+            left, right, *offsets = (self._layout.of(side, block).flatten(1) for side in own)
             target, weights = (self._layout.of(rows, block) for rows in (values, theta))
             if block.is_matrix:
                 gains = left[:, : block.shape[0], None] + right[:, None, : block.columns]
                 target.flatten(2).addcmul_(gains, weights.flatten(2))
+                if offsets:
+                    axis = self._layout.of(self._axis, block).flatten(1)[:, None, : block.columns]
+                    target.flatten(2).addcmul_(offsets[0][:, : block.shape[0], None], axis)
             else:
                 target.add_(left)
         return values
@@ -234,31 +243,30 @@ class _Gains(_Factors):
 
 
 def factors(bound: BoundTuner, layout: Layout) -> Tensor | None:
-    """What makes a tuner's directions of noise, rows [3, width], where it is the same at every step.
+    """What makes a tuner's directions of noise, rows [5, width], where it is the same at every step.
 
     Returns:
         what multiplies the noise by entry, and at the beginning of every block that has gains the standard deviations
-        of those of its rows, and of its columns; None where the networks see what changes during a run, a low rank is
-        mixed in, or blocks take turns.
+        of those of its rows, of its columns, and of its offsets, and their axis; None where the networks see what
+        changes during a run, a low rank is mixed in, or blocks take turns.
     """
     structure = bound.structure
     if bound.turns or (structure is not None and structure.low_rank) or bool(bound.network.out.weight.any()):
         return None
     state = bound.init(layout.blocks)
     bound.begin(state, layout.blocks)
-    made = torch.zeros(3, layout.width, device=layout.blocks[0].parameter.device)
+    made = torch.zeros(FACTORS, layout.width, device=layout.blocks[0].parameter.device)
     made[0] = 1.0
     for block in layout.blocks:
         scale, rows = bound.scale(state, block), layout.of(made, block).flatten(1)
         part = rows[0].fill_(scale)
         if structure is None:
             continue
-        isotropic, *sides = structure.gains(block)
-        if sides[0] is None:
+        isotropic, gains = structure.gains(block)
+        if not gains:
             part.mul_(structure.deviation(Span(block, 0, block.numel)))
             continue
         part.mul_(isotropic)
-        for row, side in zip(rows[1:], sides, strict=True):
-            if side is not None:
-                row[: len(side)] = side * scale
+        for number, values in enumerate(gains, 1):
+            rows[number, : len(values)] = values if number == _AXIS else values * scale
     return made

@@ -57,13 +57,20 @@ class BoundStructure:
         self._kept: dict[tuple[int, int, int, torch.device], Tensor] = {}
         self._kept_size = 0
 
-    def gains(self, block: Block) -> tuple[float, Tensor | None, Tensor | None]:
-        """√(1 − a), and √(a·ω·l) and √(a·ω·r), the standard deviations of a block's gains, where it has some."""
+    def gains(self, block: Block) -> tuple[float, list[Tensor]]:
+        """√(1 − a), and what a block's gains are made of where it has some.
+
+        These are the standard deviations of those of rows and of columns, √(a·ω·l) and √(a·ω·r), and with offsets
+        √(a·ω·o) and the axis.
+        """
         mixed = self._blocks[block.index]
         if not isinstance(mixed.part, Gains):
-            return math.sqrt(mixed.isotropic), None, None
-        left, right = ((mixed.learned * factor).sqrt() for factor in (mixed.part.left, mixed.part.right))
-        return math.sqrt(mixed.isotropic), left, right
+            return math.sqrt(mixed.isotropic), []
+        made = [(mixed.learned * variances).sqrt() for variances in mixed.part.variances]
+        if mixed.part.offsets is not None:
+            variances, axis = mixed.part.offsets
+            made += [(mixed.learned * variances).sqrt(), axis]
+        return math.sqrt(mixed.isotropic), made
 
     @property
     def low_rank(self) -> bool:

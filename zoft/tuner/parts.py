@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from functools import cached_property
 from typing import ClassVar, Self
 
 import torch
@@ -100,7 +101,7 @@ class _TwoVectors(Part):
     @staticmethod
     def resized(left: Tensor, rows: int) -> Tensor:
         """New rows have the mean."""
-        return torch.cat([left[:rows], left.mean().expand(max(0, rows - len(left)))])
+        return torch.cat([left[:rows], left.mean(0, keepdim=True).expand(max(0, rows - len(left)), *left.shape[1:])])
 
 
 class Scales(_TwoVectors):
@@ -229,30 +230,80 @@ class Gains(_TwoVectors):
         """As it is: the trace is that of both, and of the weights."""
         return factor.float()
 
+    @property
+    def variances(self) -> tuple[Tensor, Tensor]:
+        """l and r, of the gains of rows and of columns."""
+        return self.left, self.right
+
+    @property
+    def offsets(self) -> tuple[Tensor, Tensor] | None:
+        """Variances of offsets by row and the axis that they are along; None where there are none."""
+        return None
+
     def variance(self, span: Span, isotropic: float, learned: float) -> Tensor:
-        """(1 − a) + a·ω·(l_i + r_j)·θ_ij²."""
+        """(1 − a) + a·ω·((l_i + r_j)·θ_ij² + o_i·a_j²)."""
         here = self.to(span)
-        values = _by_entry(span, here.left, here.right)
+        values = _by_entry(span, *here.variances)
         if span.block.is_matrix:
             values = values * _weights(span).square()
+            if here.offsets is not None:
+                values = values + _outer(span, here.offsets[0], here.offsets[1].square())
         return values.mul(learned).add_(isotropic)
 
     def core(self, noise: Noise, key: Key, span: Span) -> Tensor:
-        """g and h of a direction, one after the other, [m + n]."""
+        """g, h and, where there are offsets, e of a direction, one after the other, [m + n] or [2·m + n]."""
         here, found = self.to(span), []
-        for number, factor in enumerate((here.left, here.right)):
+        for number, factor in enumerate((*here.variances, *(here.offsets or ())[:1])):
             its = key._replace(part=key.part + (1 + number) * NOISE_PART)
             values = noise(its, Span(span.block, 0, len(factor)), factor.device)
             found.append(values.to(factor.dtype) * factor.sqrt())
         return torch.cat(found)
 
     def mix(self, core: Tensor, span: Span, values: Tensor, isotropic: float, learned: float) -> Tensor:
-        """isotropic·values + learned·(g_i + h_j)·θ_ij over ``span``, in place."""
-        rows = len(self.left)
-        part = _by_entry(span, core[:rows], core[rows:])
-        if span.block.is_matrix:
-            return values.mul_(isotropic).addcmul_(part, _weights(span), value=learned)
-        return values.mul_(isotropic).add_(part, alpha=learned)
+        """isotropic·values + learned·((g_i + h_j)·θ_ij + e_i·a_j) over ``span``, in place."""
+        here, rows, columns = self.to(span), len(self.left), len(self.right)
+        part = _by_entry(span, core[:rows], core[rows : rows + columns])
+        if not span.block.is_matrix:
+            return values.mul_(isotropic).add_(part, alpha=learned)
+        values.mul_(isotropic).addcmul_(part, _weights(span), value=learned)
+        if here.offsets is not None:
+            values.add_(_outer(span, core[rows + columns :], here.offsets[1]), alpha=learned)
+        return values
+
+
+class GainsAndOffsets(Gains):
+    """Gains, and of a matrix also z_ij = e_i·a_j with e_i ~ N(0, o_i): what comes out of row i is shifted by e_i·a·x.
+
+    a is a fixed axis along which all that goes into the layer has something in common, so that the e_i act as a bias
+    does; models of today mostly have none. Both factors have two columns: l and o, [m, 2], and r and a, [n, 2]. Where a
+    is 0 there are gains alone, and a vector has no use for either second column.
+    """
+
+    name = "gains-and-offsets"
+
+    @staticmethod
+    def sizes(rows: int, columns: int, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """[m, 2] and [n, 2]."""
+        return (rows, 2), (columns, 2)
+
+    @staticmethod
+    def problem(left: Tensor, right: Tensor) -> str | None:
+        """Variances are not negative, and not all of them 0; an axis has any sign."""
+        return Gains.problem(left.flatten(), right[:, 0])
+
+    @property
+    def variances(self) -> tuple[Tensor, Tensor]:
+        """l and r, of the gains of rows and of columns."""
+        return self.left[:, 0], self.right[:, 0]
+
+    @property
+    def offsets(self) -> tuple[Tensor, Tensor] | None:
+        """o [m] and a [n]; None where a is 0."""
+        return (self.left[:, 1], self.right[:, 1]) if self._has_axis else None
+
+    @cached_property
+    def _has_axis(self) -> bool:
+        return bool(self.right[:, 1].any())
 
 
 def _by_entry(span: Span, left: Tensor, right: Tensor) -> Tensor:
@@ -263,6 +314,12 @@ def _by_entry(span: Span, left: Tensor, right: Tensor) -> Tensor:
     return span.of_rows(left[first:last, None] + right)
 
 
+def _outer(span: Span, left: Tensor, right: Tensor) -> Tensor:
+    """left_i·right_j over ``span`` of a matrix."""
+    first, last = span.rows
+    return span.of_rows(torch.outer(left[first:last], right))
+
+
 def _weights(span: Span) -> Tensor:
     """θ over ``span`` in the dtype of directions."""
     parameter = span.block.parameter
@@ -270,4 +327,4 @@ def _weights(span: Span) -> Tensor:
 
 
 #: Kinds of learned parts by name.
-PARTS: dict[str, type[Part]] = {part.name: part for part in (Scales, LowRank, Gains)}
+PARTS: dict[str, type[Part]] = {part.name: part for part in (Scales, LowRank, Gains, GainsAndOffsets)}

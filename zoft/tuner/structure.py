@@ -28,7 +28,7 @@ from zoft.config import Config
 from zoft.tuner.bound_structure import BoundStructure, Mixed
 from zoft.tuner.parts import PARTS, Part
 
-StructureKind = Literal["scales", "low-rank", "gains"]
+StructureKind = Literal["scales", "low-rank", "gains", "gains-and-offsets"]
 
 #: Names of the structure's tensors in the tuner's file begin with this.
 PREFIX = "structure."
@@ -46,7 +46,7 @@ class StructureConfig(Config):
 
     kind: StructureKind = Field(
         description="Row and column scales of every matrix (m + n numbers), a low rank ((m + n)·rank numbers), or"
-        " gains of rows and columns (m + n)."
+        " gains of rows and columns (m + n), or these and offsets of the rows (2·(m + n))."
     )
     rank: int = Field(1, ge=1, le=2**12, description="Rank of each side of a low-rank part; 1 for the others.")
     vectors: Literal["isotropic", "elementwise"] = Field(
@@ -146,7 +146,7 @@ class Structure:
 
     @property
     def kind(self) -> StructureKind:
-        """``scales``, ``low-rank`` or ``gains``."""
+        """One of :data:`zoft.tuner.parts.PARTS`."""
         return self.config.kind
 
     @property
