@@ -34,6 +34,7 @@ from zoft.models import load_model, new_causal_lm
 from zoft.objective import Objective
 from zoft.optimizers import ZerothOrder
 from zoft.tuner import BoundTuner, Tuner
+from zoft.tuner.gains import gained
 from zoft.tuner.parts import PARTS, Gains
 
 OUTPUT = Path(__file__).with_name("step.json")
@@ -110,7 +111,9 @@ def structured(model: nn.Module, kind: str, batch: int) -> BoundTuner:
     """A tuner with a structure, a low rank of 2 % of the model; what its directions are does not matter to the time."""
     blocks, config = Blocks.of(model), MetaTrainConfig.build({"structure": kind, "structure_from": SOURCES[kind]})
     if SOURCES[kind] == "signal":
-        alike = FROM_SIGNAL[kind](config, blocks, Signal(1, len(blocks))).structure(1.0)
+        matrices = [block for block in gained(blocks) if block.is_matrix]
+        axes = {block.name: torch.ones(block.columns, dtype=torch.float64) for block in matrices}
+        alike = FROM_SIGNAL[kind](config, blocks, Signal(1, len(blocks)), axes).structure(1.0)
         return Tuner.untrained(model).structured(alike).bind(model, batch)
     moments = Moments(config, blocks)
     for block in blocks:
