@@ -183,8 +183,10 @@ class Output:
                 continue
             mine = [wins.contest(task, tuner.label, rivals) for task in tasks if task.decided]
             contests += mine
-            reaches = {task: shares[tuner.label] for task, shares in reach.items()}
-            standings[tuner.label] = wins.standing(tuner.label, tasks, mine, reaches, self._reference)
+            # Without MeZO the reference is another method, and nothing is to be said of MeZO.
+            with_mezo = self._reference == REFERENCE
+            reaches = {task: shares[tuner.label] for task, shares in reach.items() if with_mezo}
+            standings[tuner.label] = wins.standing(tuner.label, tasks, mine, reaches, REFERENCE)
         return Summary(view, tasks, contests, standings, reach)
 
     def _untuned_against_tuned(self, summaries: Sequence[Summary]) -> list[dict[str, Any]]:

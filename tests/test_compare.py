@@ -46,6 +46,18 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Comparison, Path]
     return compare(config(folder / "out", **values), say=quiet, factory=toy_bench), folder / "out"
 
 
+def test_without_mezo_nothing_is_said_of_it(planted: tuple[Comparison, Path], tmp_path: Path) -> None:
+    values = {"optimizers": [], "tuners": {"planted": str(planted[1].with_name("tuner"))}, "seeds": 2}
+    compare(config(tmp_path, **values), say=quiet, factory=toy_bench)
+    ((found,),) = (
+        [view["standings"]["planted"]] for view in json.loads((tmp_path / "compare.json").read_text())["views"]
+    )
+    assert found["tasks"] == 1
+    assert found["metric"] is None
+    assert (found["reach"], found["reach_runs"]) == (None, 0)
+    assert "MeZO" not in (tmp_path / "compare.md").read_text()
+
+
 def test_a_method_that_is_better_at_any_lr_is_reported_as_better(planted: tuple[Comparison, Path]) -> None:
     for task in planted[0].tasks:
         cell = task.cells["planted"]
