@@ -79,6 +79,10 @@ def _value(text: str) -> Any:
     return text
 
 
+def _numbers(given: float | dict[str, float]) -> list[float]:
+    return list(given.values()) if isinstance(given, dict) else [given]
+
+
 def listed(folders: str | list[str]) -> list[str]:
     """The folders of a tuner that is given as one or as several."""
     return [folders] if isinstance(folders, str) else folders
@@ -126,7 +130,10 @@ class CompareConfig(Config):
     lr_mode: Literal["search", "fixed"] = Field(
         "search", description="Search each method's best lr on each task, or take the one in `lrs`."
     )
-    lrs: dict[str, float] = Field({}, description="With lr_mode fixed: the learning rate of every method, by label.")
+    lrs: dict[str, float | dict[str, float]] = Field(
+        {},
+        description="With lr_mode fixed: the learning rate of every method, by label; one for all tasks, or by task.",
+    )
     lr_start: float = Field(
         5e-4,
         gt=0,
@@ -216,15 +223,29 @@ class CompareConfig(Config):
         clash = set(self.tuners) & {MethodEntry.parse(entry).label for entry in self.optimizers}
         if clash:
             raise ValueError(f"{sorted(clash)[0]!r} is both a method and a tuner's label; rename the tuner's")
-        if any(not (lr > 0 and math.isfinite(lr)) for lr in self.lrs.values()):
+        if any(not (lr > 0 and math.isfinite(lr)) for given in self.lrs.values() for lr in _numbers(given)):
             raise ValueError("a learning rate in lrs is not a positive number")
         if self.lr_mode == "fixed" and not self.lrs:
             raise ValueError("lr_mode fixed needs lrs, a learning rate for every method")
+        for label, given in self.lrs.items():
+            without = [task for task in self.tasks if isinstance(given, dict) and task not in given]
+            if without:
+                raise ValueError(f"lrs has no learning rate of {label} for {', '.join(without)}")
         if self.lr_mode == "fixed" and self.regimes != ["tuned"]:
             raise ValueError("regimes say how learning rates are searched; with lr_mode fixed there is no search")
         if not self.regimes:
             raise ValueError("regimes is empty; give tuned, untuned, or both")
         return self
+
+    def given_lr(self, label: str, task: str) -> float:
+        """The learning rate of ``lrs`` for a method on a task."""
+        given = self.lrs[label]
+        return given[task] if isinstance(given, dict) else given
+
+    @property
+    def lrs_by_task(self) -> list[str]:
+        """Labels of the methods to which ``lrs`` gives each task's own learning rate."""
+        return [label for label, given in self.lrs.items() if isinstance(given, dict)]
 
     @property
     def all_budgets(self) -> list[int]:

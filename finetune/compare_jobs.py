@@ -97,7 +97,7 @@ class Jobs:
     def pair(self, method: MethodPlan, task: str, forwards: int) -> Job[RunSpec, Found]:
         """One method on one task: its own learning rate there, then the reported runs."""
         if self._config.lr_mode == "fixed":
-            lr, interior, search_runs, values = self._config.lrs[method.label], None, 0, {}
+            lr, interior, search_runs, values = self._config.given_lr(method.label, task), None, 0, {}
         else:
             search = yield from self._search(method, [task], forwards, _mean_loss)
             lr = grid_lr(self._config.lr_start, search.best)

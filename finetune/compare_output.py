@@ -40,7 +40,7 @@ def describe(config: CompareConfig, methods: Sequence[MethodPlan], choose_on: Se
         if UNTUNED in config.regimes:
             lines.append(f"untuned: one learning rate a method, chosen on {', '.join(choose_on)}")
     else:
-        rates = ", ".join(f"{method.label} {config.lrs[method.label]:g}" for method in methods)
+        rates = ", ".join(f"{method.label} {_rates(config.lrs[method.label])}" for method in methods)
         lines.append(f"learning rates, given: {rates}")
     lines.append(f"reported seeds: {_listed(config.reported_seeds)}")
     return lines
@@ -53,6 +53,13 @@ def method_name(settings: Mapping[str, Any], config: CompareConfig) -> str:
         return str(settings["optimizer"]) + "".join(f":{key}={value}" for key, value in settings["hyper"].items())
     label = next((label for label in config.tuners if source["folder"] in config.folders(label)), "")
     return " ".join(filter(None, (source["control"], label)))
+
+
+def _rates(given: float | Mapping[str, float]) -> str:
+    """Learning rates of ``lrs``: one, or each task's."""
+    if isinstance(given, Mapping):
+        return "(" + ", ".join(f"{task} {lr:g}" for task, lr in given.items()) + ")"
+    return f"{given:g}"
 
 
 def _listed(numbers: Sequence[int]) -> str:
@@ -231,7 +238,7 @@ class Output:
             TUNED: f"√2 grid, chosen by the mean final validation loss of {seeds}.",
             UNTUNED: f"one for each method on all tasks, chosen from a √2 grid on {', '.join(self._choose_on)} "
             f"by the mean of final / zero-shot validation loss of {seeds}.",
-            GIVEN: "one for each method on all tasks, given beforehand.",
+            GIVEN: f"one for each method on all tasks, given beforehand{self._but_by_task()}.",
         }[view.regime]
         falling = [f"{method.label} ({method.course})" for method in self._methods if method.course != CONSTANT]
         courses = f" They fall to 0 over the run: {', '.join(falling)}." if falling else ""
@@ -239,6 +246,10 @@ class Output:
             f"{view.forwards} forward passes a run, evaluations apart (steps: {steps}); batch {config.batch_size}, "
             f"ε {config.epsilon:g}. Learning rates: {chosen}{courses}"
         ]
+
+    def _but_by_task(self) -> str:
+        by_task = [label for label in self._labels if label in self._config.lrs_by_task]
+        return f", but {', '.join(by_task)}: one for each task" if by_task else ""
 
     def _steps(self, view: View, label: str) -> int:
         """The steps that fit into the budget, as a run that did not give up made them."""

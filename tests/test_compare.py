@@ -162,6 +162,18 @@ def test_divergences_are_counted_by_kind(tmp_path: Path) -> None:
     assert {None, NOT_FINITE} <= kinds <= {None, NOT_FINITE, NO_BETTER}
 
 
+def test_a_method_may_have_a_learning_rate_for_each_task(tmp_path: Path) -> None:
+    by_task = {"dev": 1e-3, "flat": 2e-3, "held": 3e-3}
+    values = {"lr_mode": "fixed", "lrs": {"mezo": by_task, "untrained": 4e-3}, "optimizers": ["mezo"], "seeds": 2}
+    values |= {"tasks": list(by_task)}
+    said: list[str] = []
+    comparison = compare(config(tmp_path, **values), say=said.append, factory=toy_bench)
+    assert {task.task: task.cells["mezo"].lr for task in comparison.tasks} == by_task
+    assert {task.cells["untrained"].lr for task in comparison.tasks} == {4e-3}
+    assert any("mezo (dev 0.001, flat 0.002, held 0.003), untrained 0.004" in line for line in said)
+    assert "on all tasks, given beforehand, but mezo: one for each task." in (tmp_path / "compare.md").read_text()
+
+
 def test_an_interrupted_comparison_goes_on_and_ends_the_same(tmp_path: Path) -> None:
     values = {"optimizers": ["mezo"], "seeds": 2}
     whole = compare(config(tmp_path / "whole", **values), say=quiet, factory=toy_bench)
@@ -233,6 +245,8 @@ def test_tasks_that_a_tuner_was_learned_on_are_refused(tmp_path: Path) -> None:
         ({"lr_mode": "fixed", "lrs": {"mezo": 1e-3}}, "no learning rate for hizoo, untrained"),
         ({"lr_mode": "fixed", "lrs": {"mezoo": 1e-3}}, "did you mean mezo"),
         ({"lrs": {"mezo": -1.0}}, "not a positive number"),
+        ({"lrs": {"mezo": {"dev": -1.0}}}, "not a positive number"),
+        ({"lr_mode": "fixed", "lrs": {"mezo": {"deva": 1e-3}}}, "no learning rate of mezo for dev"),
         ({"forwards": 2}, "less than one step of hizoo"),
     ],
 )
