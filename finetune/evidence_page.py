@@ -81,7 +81,7 @@ def _of_base(base: Mapping[str, Any]) -> Iterator[Pair]:
                 view["forwards"],
                 task,
                 contest(task, LABEL, base["rivals"]) if task.decided else None,
-                [number(share) for share in view["reach"][name][LABEL]],
+                [number(part) for part in view["reach"][name][LABEL]],
                 crossed,
             )
 
@@ -115,7 +115,7 @@ def _figure(measure: str, forwards: int, derivatives: bool, pairs: Sequence[Pair
     found: Interval | None = None
     if measure in ("tuned", "untuned"):
         wins = sum(pair.contest is not None and pair.contest.outcome == WIN for pair in decided)
-        found, shown = _share(wins, count)
+        found, shown = share_of(wins, count)
         if measure == "untuned" and mine:
             cells = [pair.task.cells[LABEL] for pair in mine]
             lost, runs = sum(cell.divergences for cell in cells), sum(len(cell.loss) for cell in cells)
@@ -123,14 +123,14 @@ def _figure(measure: str, forwards: int, derivatives: bool, pairs: Sequence[Pair
     elif measure == "crossed":
         known = [pair.crossed for pair in decided if pair.crossed is not None]
         count = len(known)
-        found, shown = _share(sum(known), count)
+        found, shown = share_of(sum(known), count)
     elif measure == "reach":
-        found = _median([pair.reach for pair in decided])
-        shown = _ends(found, "{:.2f}") if found else "–"
+        found = median_of_pairs([pair.reach for pair in decided])
+        shown = with_ends(found, "{:.2f}") if found else "–"
     else:
         tables = [_metrics(pair.task, reference) for pair in decided if pair.task.cells[LABEL].metric]
         found, count = over_tasks(tables), len(tables)
-        shown = _ends(found, "{:+.1f}", 100) if found else "–"
+        shown = with_ends(found, "{:+.1f}", 100) if found else "–"
     return Figure(measure, forwards, derivatives, found, count, shown)
 
 
@@ -139,7 +139,7 @@ def _metrics(task: TaskSummary, reference: str) -> np.ndarray:
     return differences(mine.metric, other.metric, len(mine.seeds))
 
 
-def _share(wins: int, count: int) -> tuple[Interval | None, str]:
+def share_of(wins: int, count: int) -> tuple[Interval | None, str]:
     """A share with Wilson's 95 % interval."""
     if not count:
         return None, "–"
@@ -150,7 +150,7 @@ def _share(wins: int, count: int) -> tuple[Interval | None, str]:
     return found, f"{wins} of {count} = {share:.0%} ({found.low:.0%} … {found.high:.0%})"
 
 
-def _median(groups: Sequence[Sequence[float]], resamples: int = 2000) -> Interval | None:
+def median_of_pairs(groups: Sequence[Sequence[float]], resamples: int = 2000) -> Interval | None:
     """The median over all runs, its interval by drawing pairs with replacement."""
     groups = [group for group in groups if group]
     middle = median([value for group in groups for value in group])
@@ -165,7 +165,7 @@ def _median(groups: Sequence[Sequence[float]], resamples: int = 2000) -> Interva
     return Interval(middle, ordered[int(0.025 * resamples)], ordered[int(0.975 * resamples)])
 
 
-def _ends(found: Interval, form: str, factor: float = 1) -> str:
+def with_ends(found: Interval, form: str, factor: float = 1) -> str:
     mean, low, high = (
         form.format(factor * value) if math.isfinite(value) else "not reached"
         for value in (found.mean, found.low, found.high)
@@ -298,15 +298,15 @@ def _table(pairs: Sequence[Pair]) -> list[str]:
     lines.append("| zero-shot | " + " | ".join(f"{task.zero_shot_loss:.4f}" for task in tasks) + " |")
     for label in tasks[0].cells:
         name = f"**{label}**" if label == LABEL else label
-        lines.append(f"| {name} | " + " | ".join(_loss(task.cells[label]) for task in tasks) + " |")
+        lines.append(f"| {name} | " + " | ".join(loss_text(task.cells[label]) for task in tasks) + " |")
     found = [pair.contest for pair in pairs]
     lines.append("| best rival | " + " | ".join(one.rival if one else "–" for one in found) + " |")
-    shown = [f"{one.outcome}: {_ends(one.difference, '{:+.4f}')}" if one else "–" for one in found]
+    shown = [f"{one.outcome}: {with_ends(one.difference, '{:+.4f}')}" if one else "–" for one in found]
     lines.append("| **outcome** | " + " | ".join(shown).replace("not reached", "∞") + " |")
     return lines
 
 
-def _loss(cell: Cell) -> str:
+def loss_text(cell: Cell) -> str:
     spread = Spread.of(cell.loss)
     text = f"{spread.mean:.4f}" if math.isfinite(spread.mean) else "∞"
     text += f" ± {spread.sd:.4f}" if math.isfinite(spread.sd) else ""

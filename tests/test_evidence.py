@@ -14,7 +14,7 @@ from finetune import candidates
 from finetune.compare import compare
 from finetune.evidence import evidence, main, render
 from finetune.evidence_config import EvidenceConfig
-from finetune.evidence_page import GOALS, _share, figures, pairs_of
+from finetune.evidence_page import GOALS, figures, pairs_of, share_of
 from finetune.evidence_parts import Part
 from tests.compare_toys import planted_tuner, toy_bench
 from tests.test_compare import config as comparison
@@ -254,11 +254,11 @@ def test_the_command_and_its_configuration(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_intervals_of_shares_are_wilson_s() -> None:
-    found, shown = _share(27, 28)
+    found, shown = share_of(27, 28)
     assert found is not None
     assert (found.low, found.high) == (pytest.approx(0.8229, abs=1e-3), pytest.approx(0.9937, abs=1e-3))
     assert shown == "27 of 28 = 96% (82% … 99%)"
-    assert _share(0, 0) == (None, "–")
+    assert share_of(0, 0) == (None, "–")
 
 
 def test_candidates_are_kept_failures_too_and_come_from_development_tasks(tmp_path: Path) -> None:
