@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,7 +31,7 @@ from finetune.compare_output import RESULT_FILE  # noqa: E402
 from finetune.evidence_config import LABEL  # noqa: E402
 from finetune.evidence_page import Pair, loss_text, median_of_pairs, pairs_of, share_of, with_ends  # noqa: E402
 from finetune.intervals import differences  # noqa: E402
-from finetune.wins import LOSS, WIN, loss_difference, outcome, over_tasks  # noqa: E402
+from finetune.wins import LOSS, WIN, log_ratios, loss_difference, outcome, over_tasks  # noqa: E402
 from zoft.tuner import Tuner  # noqa: E402
 
 #: For time, two of them; the last one is the hardest to beat at one rate.
@@ -157,6 +158,13 @@ def _count(pairs: Sequence[Pair], rival: str, wanted: str) -> str:
     return share_of(sum(found == wanted for found in outcomes), len(there))[1]
 
 
+def _ratio(pairs: Sequence[Pair], rival: str) -> str:
+    """The geometric mean over pairs of the tuner's loss by the rival's, where it has been run."""
+    cells = [(pair.task.cells[LABEL], pair.task.cells[rival]) for pair in pairs if rival in pair.task.cells]
+    found = over_tasks([log_ratios(mine, other) for mine, other in cells])
+    return f"{math.exp(found.mean):.2f} ({math.exp(found.low):.2f} … {math.exp(found.high):.2f})" if found else "–"
+
+
 def _metric(pairs: Sequence[Pair]) -> str:
     cells = [(pair.task.cells[LABEL], pair.task.cells["mezo"]) for pair in pairs]
     found = over_tasks([differences(mine.metric, mezo.metric, len(mine.seeds)) for mine, mezo in cells])
@@ -184,6 +192,10 @@ MEASURES = {
         f"{what} against `{control}`": lambda pairs, control=control, wanted=wanted: _count(pairs, control, wanted)
         for control in CONTROLS
         for what, wanted in (("wins", WIN), ("losses", LOSS))
+    },
+    **{
+        f"loss by that of {rival}, geometric mean": lambda pairs, rival=rival: _ratio(pairs, rival)
+        for rival in ("mezo", *CONTROLS)
     },
     "wins against the best of these, where `random-basis` is": lambda pairs: _best(pairs, WIN),
     "losses against the best of these": lambda pairs: _best(pairs, LOSS),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 from typing import Any
 
@@ -66,6 +67,9 @@ def test_wins_losses_and_what_is_missing_are_counted_by_rival() -> None:
     assert rows["forwards to MeZO's final loss, median, parts of the budget"][1].strip().startswith("0.25")
     assert rows["wins against MeZO tuned for each task"][0].strip() == "–"
     assert rows["losses against the best of these"][1].strip().startswith("1 of 1")
+    ratios = [1.0 / 0.5, 1.1 / 0.6, 1.2 / 0.7, 1.3 / 0.8]
+    shown = rows["loss by that of untrained, geometric mean"][1]
+    assert shown.strip().startswith(f"{math.prod(ratios) ** 0.25:.2f} (")
     assert "Not made yet, and in no figure: absent.\n" in text
     assert "win: -1.0000 (-1.0000 … -1.0000), seeds 4 : 0" in text
     assert "loss: +0.5000 (+0.5000 … +0.5000), seeds 0 : 4" in text
