@@ -32,6 +32,8 @@ from finetune.evidence_config import LABEL  # noqa: E402
 from finetune.evidence_page import Pair, loss_text, median_of_pairs, pairs_of, share_of, with_ends  # noqa: E402
 from finetune.intervals import differences  # noqa: E402
 from finetune.wins import LOSS, WIN, log_ratios, loss_difference, outcome, over_tasks  # noqa: E402
+from zoft.config import unknown  # noqa: E402
+from zoft.errors import UsageError, ZoftError  # noqa: E402
 from zoft.tuner import Tuner  # noqa: E402
 
 #: For time, two of them; the last one is the hardest to beat at one rate.
@@ -66,11 +68,19 @@ def configuration(evidence: Mapping[str, Any], base: str, tuner: str) -> Compare
         evidence: content of evidence.json, which has a base of the same name.
         base: an alias, or the folder of a base, whose last part is its name there.
         tuner: folder of the tuner.
+
+    Raises:
+        UsageError: the evidence has no such base, or the tuner recommends no rate.
     """
     name = Path(base).name
-    (found,) = (one for one in evidence["bases"] if one["name"] == name)
+    names = [one["name"] for one in evidence["bases"]]
+    if name not in names:
+        raise UsageError(unknown("base of the evidence", name, names))
+    found = evidence["bases"][names.index(name)]
     mezo = {task: row["mezo"].lr for task, row in cells(found, TUNED, FORWARDS).items()}
     rate = Tuner.from_pretrained(f"./{tuner}").config.recommended.lr
+    if rate is None:
+        raise UsageError(f"{tuner} recommends no learning rate", "Use a tuner of the recipe default.")
     values: dict[str, Any] = {
         "base": base if base == name else f"./{base}",
         "tasks": list(mezo),
@@ -234,8 +244,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = [base["name"] for base in evidence["bases"]]
     known = json.loads(FIGURES.read_text(encoding="utf-8")) if FIGURES.exists() else []
     if given.base:
-        config = configuration(evidence, given.base, given.tuner)
-        made = compare(config).folder / RESULT_FILE
+        try:
+            made = compare(configuration(evidence, given.base, given.tuner)).folder / RESULT_FILE
+        except ZoftError as error:
+            parser.error(str(error))
         derivative = "derivative" in Path(given.base).name
         entry = kept(json.loads(made.read_text(encoding="utf-8")), derivative)
         known = [one for one in known if one["name"] != entry["name"]] + [entry]

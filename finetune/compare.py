@@ -217,6 +217,10 @@ def _check(config: CompareConfig, methods: Sequence[MethodPlan]) -> None:
         missing = [label for label in labels if label not in config.lrs]
         if missing:
             raise UsageError(f"lrs has no learning rate for {', '.join(missing)}", "Add them, or search.")
+        for label, given in config.lrs.items():
+            without = [task for task in config.tasks if isinstance(given, dict) and task not in given]
+            if without:
+                raise UsageError(f"lrs has no learning rate of {label} for {', '.join(without)}", "Add it, or search.")
     for method in methods:
         seen = [task for task in (*config.tasks, *config.choose_on) if task in method.trained_on]
         if seen and not config.allow_meta_training_tasks:

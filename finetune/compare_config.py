@@ -227,10 +227,6 @@ class CompareConfig(Config):
             raise ValueError("a learning rate in lrs is not a positive number")
         if self.lr_mode == "fixed" and not self.lrs:
             raise ValueError("lr_mode fixed needs lrs, a learning rate for every method")
-        for label, given in self.lrs.items():
-            without = [task for task in self.tasks if isinstance(given, dict) and task not in given]
-            if without:
-                raise ValueError(f"lrs has no learning rate of {label} for {', '.join(without)}")
         if self.lr_mode == "fixed" and self.regimes != ["tuned"]:
             raise ValueError("regimes say how learning rates are searched; with lr_mode fixed there is no search")
         if not self.regimes:

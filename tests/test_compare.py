@@ -246,7 +246,10 @@ def test_tasks_that_a_tuner_was_learned_on_are_refused(tmp_path: Path) -> None:
         ({"lr_mode": "fixed", "lrs": {"mezoo": 1e-3}}, "did you mean mezo"),
         ({"lrs": {"mezo": -1.0}}, "not a positive number"),
         ({"lrs": {"mezo": {"dev": -1.0}}}, "not a positive number"),
-        ({"lr_mode": "fixed", "lrs": {"mezo": {"deva": 1e-3}}}, "no learning rate of mezo for dev"),
+        (
+            {"lr_mode": "fixed", "lrs": {"mezo": {"deva": 1e-3}, "untrained": 1e-3}, "optimizers": ["mezo"]},
+            "no learning rate of mezo for dev",
+        ),
         ({"forwards": 2}, "less than one step of hizoo"),
     ],
 )

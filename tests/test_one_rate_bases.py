@@ -91,7 +91,12 @@ def test_the_page_is_current() -> None:
     assert bench.PAGE.read_text(encoding="utf-8") == bench.page(entries, names)
 
 
-def test_a_base_comes_with_its_tuner(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        bench.main(["--base", "runs/bases/qwen2"])
-    assert "go together" in capsys.readouterr().err
+def test_mistakes_are_said_in_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, message in (
+        (["--base", "runs/bases/qwen2"], "go together"),
+        (["--base", "runs/bases/qwen", "--tuner", TUNER], "did you mean qwen2"),
+        (["--base", "runs/bases/qwen2", "--tuner", "runs/absent"], "runs/absent"),
+    ):
+        with pytest.raises(SystemExit):
+            bench.main(arguments)
+        assert message in capsys.readouterr().err
