@@ -29,9 +29,16 @@ from finetune.compare_config import CompareConfig  # noqa: E402
 from finetune.compare_jobs import GIVEN, TUNED  # noqa: E402
 from finetune.compare_output import RESULT_FILE  # noqa: E402
 from finetune.evidence_config import LABEL  # noqa: E402
-from finetune.evidence_page import Pair, loss_text, median_of_pairs, pairs_of, share_of, with_ends  # noqa: E402
-from finetune.intervals import differences  # noqa: E402
-from finetune.wins import LOSS, WIN, log_ratios, loss_difference, outcome, over_tasks  # noqa: E402
+from finetune.evidence_page import (  # noqa: E402
+    Pair,
+    loss_text,
+    median_of_pairs,
+    metric_differences,
+    pairs_of,
+    share_of,
+    with_ends,
+)
+from finetune.wins import LOSS, WIN, Contest, log_ratios, loss_difference, outcome, over_tasks  # noqa: E402
 from zoft.config import unknown  # noqa: E402
 from zoft.errors import UsageError, ZoftError  # noqa: E402
 from zoft.tuner import Tuner  # noqa: E402
@@ -157,15 +164,20 @@ def _rivals(entry: Mapping[str, Any]) -> list[str]:
 
 def _best(pairs: Sequence[Pair], wanted: str) -> str:
     """How many pairs end as ``wanted`` against the best rival, of those for which the hardest control was run."""
-    there = [pair.contest for pair in pairs if pair.contest is not None and CONTROLS[-1] in pair.task.cells]
-    return share_of(sum(found.outcome == wanted for found in there), len(there))[1]
+    return _share([found.outcome for found in _contests(pairs, CONTROLS[-1])], wanted)
 
 
 def _count(pairs: Sequence[Pair], rival: str, wanted: str) -> str:
     """How many pairs end as ``wanted`` against one rival, of those that have it."""
-    there = [pair for pair in pairs if rival in pair.task.cells]
-    outcomes = [outcome(loss_difference(pair.task.cells[LABEL], pair.task.cells[rival])) for pair in there]
-    return share_of(sum(found == wanted for found in outcomes), len(there))[1]
+    return _share([found.against[rival] for found in _contests(pairs, rival)], wanted)
+
+
+def _contests(pairs: Sequence[Pair], rival: str) -> list[Contest]:
+    return [pair.contest for pair in pairs if pair.contest is not None and rival in pair.contest.against]
+
+
+def _share(outcomes: Sequence[str], wanted: str) -> str:
+    return share_of(outcomes.count(wanted), len(outcomes))[1]
 
 
 def _ratio(pairs: Sequence[Pair], rival: str) -> str:
@@ -176,8 +188,7 @@ def _ratio(pairs: Sequence[Pair], rival: str) -> str:
 
 
 def _metric(pairs: Sequence[Pair]) -> str:
-    cells = [(pair.task.cells[LABEL], pair.task.cells["mezo"]) for pair in pairs]
-    found = over_tasks([differences(mine.metric, mezo.metric, len(mine.seeds)) for mine, mezo in cells])
+    found = over_tasks([metric_differences(pair.task, "mezo") for pair in pairs])
     return with_ends(found, "{:+.1f}", 100) if found else "–"
 
 
@@ -248,8 +259,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             made = compare(configuration(evidence, given.base, given.tuner)).folder / RESULT_FILE
         except ZoftError as error:
             parser.error(str(error))
-        derivative = "derivative" in Path(given.base).name
-        entry = kept(json.loads(made.read_text(encoding="utf-8")), derivative)
+        derivatives = {base["name"]: base["derivative"] for base in evidence["bases"]}
+        entry = kept(json.loads(made.read_text(encoding="utf-8")), derivatives[Path(given.base).name])
         known = [one for one in known if one["name"] != entry["name"]] + [entry]
         known.sort(key=lambda one: names.index(one["name"]))
         FIGURES.write_text(json.dumps(known, ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8")

@@ -239,11 +239,6 @@ class CompareConfig(Config):
         return given[task] if isinstance(given, dict) else given
 
     @property
-    def lrs_by_task(self) -> list[str]:
-        """Labels of the methods to which ``lrs`` gives each task's own learning rate."""
-        return [label for label, given in self.lrs.items() if isinstance(given, dict)]
-
-    @property
     def all_budgets(self) -> list[int]:
         """The budgets, each of which has a table of its own."""
         return self.budgets or [self.forwards]

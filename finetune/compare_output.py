@@ -248,7 +248,7 @@ class Output:
         ]
 
     def _but_by_task(self) -> str:
-        by_task = [label for label in self._labels if label in self._config.lrs_by_task]
+        by_task = [label for label in self._labels if isinstance(self._config.lrs.get(label), Mapping)]
         return f", but {', '.join(by_task)}: one for each task" if by_task else ""
 
     def _steps(self, view: View, label: str) -> int:

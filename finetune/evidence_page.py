@@ -128,13 +128,14 @@ def _figure(measure: str, forwards: int, derivatives: bool, pairs: Sequence[Pair
         found = median_of_pairs([pair.reach for pair in decided])
         shown = with_ends(found, "{:.2f}") if found else "–"
     else:
-        tables = [_metrics(pair.task, reference) for pair in decided if pair.task.cells[LABEL].metric]
+        tables = [metric_differences(pair.task, reference) for pair in decided if pair.task.cells[LABEL].metric]
         found, count = over_tasks(tables), len(tables)
         shown = with_ends(found, "{:+.1f}", 100) if found else "–"
     return Figure(measure, forwards, derivatives, found, count, shown)
 
 
-def _metrics(task: TaskSummary, reference: str) -> np.ndarray:
+def metric_differences(task: TaskSummary, reference: str) -> np.ndarray:
+    """The default's metric minus the reference's, paired by run seed: [tuner seeds, run seeds]."""
     mine, other = task.cells[LABEL], task.cells[reference]
     return differences(mine.metric, other.metric, len(mine.seeds))
 
@@ -166,6 +167,7 @@ def median_of_pairs(groups: Sequence[Sequence[float]], resamples: int = 2000) ->
 
 
 def with_ends(found: Interval, form: str, factor: float = 1) -> str:
+    """A mean with the ends of its interval, each times ``factor``."""
     mean, low, high = (
         form.format(factor * value) if math.isfinite(value) else "not reached"
         for value in (found.mean, found.low, found.high)
@@ -307,6 +309,7 @@ def _table(pairs: Sequence[Pair]) -> list[str]:
 
 
 def loss_text(cell: Cell) -> str:
+    """Mean test loss ± standard deviation, and how many runs diverged if any did."""
     spread = Spread.of(cell.loss)
     text = f"{spread.mean:.4f}" if math.isfinite(spread.mean) else "∞"
     text += f" ± {spread.sd:.4f}" if math.isfinite(spread.sd) else ""
