@@ -353,7 +353,7 @@ def test_all_blocks_at_once_have_the_bits_of_each(kind: str, bench: Bench) -> No
     layout, key = noise.layout(blocks), Key(2**63 + 5, 3, 1, 2)
     seeds = [key.seed, 7, key.seed]
     rows = noise.joined(key, seeds, layout)
-    keys, numbers = layout.on(torch.device("cpu"))
+    keys, numbers, *_ = layout.on(torch.device("cpu"))
     elsewhere = noise._from_tensor(words_of(seeds, keys, numbers, (key.step, key.draw, 1 + key.part)))
     assert torch.equal(rows, elsewhere)
     assert rows.shape == (3, layout.width)
@@ -361,6 +361,20 @@ def test_all_blocks_at_once_have_the_bits_of_each(kind: str, bench: Bench) -> No
     for seed, row in zip(seeds, rows, strict=True):
         own = key._replace(seed=seed)
         assert all(torch.equal(layout.of(row, block), noise.block(own, block)) for block in blocks)
+
+
+@pytest.mark.parametrize("entries", [5, 3000])
+@pytest.mark.parametrize("kind", NOISES)
+def test_the_first_entries_of_blocks_have_the_bits_of_all(kind: str, entries: int, bench: Bench) -> None:
+    noise, blocks = get_noise(kind), Blocks.of(bench.model)
+    layout, key, seeds = noise.layout(blocks), Key(0, 3, 1, 32), [2**63 + 5, 7]
+    lengths = [0 if block.index % 3 == 1 else min(entries, block.numel) for block in blocks]
+    rows, some = noise.joined(key, seeds, layout), noise.joined(key, seeds, layout, lengths=lengths)
+    starts = layout.on(torch.device("cpu"), lengths).starts
+    assert some.shape[1] < rows.shape[1]
+    for block, start, length in zip(blocks, starts, lengths, strict=True):
+        assert torch.equal(some[:, start : start + length], layout.of(rows, block).flatten(1)[:, :length])
+    assert noise.joined(key, seeds, layout, lengths=[0] * len(blocks)).shape == (2, 0)
 
 
 @pytest.mark.parametrize("name", ["choice-cause", "review-negation", "question-place"])

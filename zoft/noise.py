@@ -31,6 +31,8 @@ from zoft.errors import ArtifactError, UsageError
 #: same, enough to hide the calls. What is needed besides is some 30 bytes an entry.
 CHUNK, CHUNK_ON_DEVICE = 1 << 18, 1 << 22
 
+#: On the CPU numpy takes as long to begin a stream as tensor operations for the words of so many counters.
+_FEW = 40
 _DIRECTION, _ROUNDING = 0, 1
 _TABLE_FILE = "gaussian-table-1.npy"
 _TABLE_SHA256 = "b5d193788f8dbaca5f2b783ecc573e6cb85521b702952d959068ad27fa8dd491"
@@ -80,6 +82,22 @@ class Span:
         return flat if len(self) == flat.shape[-1] else flat[..., self.start : self.stop]
 
 
+class Counters(NamedTuple):
+    """The counters of several blocks, one block after the other.
+
+    Attributes:
+        keys: of every counter the key of its block, int64.
+        numbers: its number within the block, int64.
+        per_block: how many of every block.
+        starts: where the values of every block begin, one block after the other.
+    """
+
+    keys: Tensor
+    numbers: Tensor
+    per_block: list[int]
+    starts: list[int]
+
+
 class Layout:
     """Blocks one after the other in a row, each beginning where a counter of the noise does.
 
@@ -88,31 +106,40 @@ class Layout:
         per_counter: how many values a counter gives.
 
     Attributes:
-        counts: how many counters every block takes.
-        starts: where in the row it begins.
+        starts: where in the row every block begins.
         width: entries of a row.
     """
 
     def __init__(self, blocks: Blocks, per_counter: int) -> None:
         self.blocks = blocks
-        self.counts = [-(-block.numel // per_counter) for block in blocks]
-        ends = [per_counter * count for count in accumulate(self.counts)]
+        ends = list(accumulate(per_counter * -(-block.numel // per_counter) for block in blocks))
         self.starts, self.width = [0, *ends[:-1]], ends[-1]
-        self._kept: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self._per_counter = per_counter
+        self._kept: dict[tuple[torch.device, tuple[int, ...]], Counters] = {}
 
     def of(self, rows: Tensor, block: Block) -> Tensor:
         """The block in every row of ``rows`` [..., width]: a view [..., *shape]."""
         start = self.starts[block.index]
         return rows[..., start : start + block.numel].unflatten(-1, block.shape or (1,))
 
-    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Of every counter in the row the block's key and its number within the block, int64."""
-        if device not in self._kept:
+    def on(self, device: torch.device, lengths: Sequence[int] | None = None) -> Counters:
+        """The counters that give the first entries of every block.
+
+        Args:
+            lengths: how many entries of every block; by default all.
+        """
+        wanted = tuple(lengths or (block.numel for block in self.blocks))
+        if (device, wanted) not in self._kept:
+            counts = [-(-length // self._per_counter) for length in wanted]
             keys = torch.tensor([philox.signed(block.key) for block in self.blocks])
-            numbers = torch.cat([torch.arange(count) for count in self.counts])
-            repeated = keys.repeat_interleave(torch.tensor(self.counts))
-            self._kept[device] = repeated.to(device), numbers.to(device)
-        return self._kept[device]
+            starts = [0, *accumulate(self._per_counter * count for count in counts[:-1])]
+            self._kept[device, wanted] = Counters(
+                keys.repeat_interleave(torch.tensor(counts)).to(device),
+                torch.cat([torch.arange(count) for count in counts]).to(device),
+                counts,
+                starts,
+            )
+        return self._kept[device, wanted]
 
 
 def spans(block: Block, chunk: int | None = None) -> Iterator[Span]:
@@ -168,26 +195,37 @@ class Noise(ABC):
         """The same bits made anew, neither kept nor looked up: for noise of another step's key."""
         return self._make(key, span, torch.device(device))
 
-    def joined(self, key: Key, seeds: Sequence[int], layout: Layout, device: torch.device | str = "cpu") -> Tensor:
+    def joined(
+        self,
+        key: Key,
+        seeds: Sequence[int],
+        layout: Layout,
+        device: torch.device | str = "cpu",
+        lengths: Sequence[int] | None = None,
+    ) -> Tensor:
         """The directions of all blocks of a layout in a row, of several runs at once: the same bits.
 
         Args:
             key: of the direction; its seed is of no meaning.
             seeds: the runs' seeds.
+            lengths: how many entries of every block are wanted, from its first; by default all.
 
         Returns:
-            float32 [len(seeds), layout.width]; what lies between the blocks is of no meaning.
+            float32 [len(seeds), layout.width], or as wide as what is wanted, where the blocks then begin at
+            ``layout.on(device, lengths).starts``; what lies between the blocks is of no meaning.
         """
         target, higher = torch.device(device), (key.step, key.draw, _stream(key))
         first = [seed & (1 << 64) - 1 for seed in seeds]
-        if target.type == "cpu":
-            words = [
-                philox.words((seed, block.key), (0, *higher), count)
-                for seed in first
-                for block, count in zip(layout.blocks, layout.counts, strict=True)
-            ]
-            return torch.from_numpy(self._from_words(np.concatenate(words))).view(len(first), -1)
-        return self._from_tensor(philox.words_of(first, *layout.on(target), higher))
+        counters = layout.on(target, lengths)
+        if target.type != "cpu" or len(counters.keys) < _FEW * len(layout.blocks):
+            return self._from_tensor(philox.words_of(first, counters.keys, counters.numbers, higher))
+        words = [
+            philox.words((seed, block.key), (0, *higher), count)
+            for seed in first
+            for block, count in zip(layout.blocks, counters.per_block, strict=True)
+            if count
+        ]
+        return torch.from_numpy(self._from_words(np.concatenate(words))).view(len(first), -1)
 
     def may_keep(self, count: int) -> bool:
         """Whether ``keep_bytes`` leaves room for ``count`` float32 values."""

@@ -146,6 +146,10 @@ class StackedNoise(Noise):
             rows = self._layout.of(rows, span.block).flatten(1)
         return rows[torch.tensor(self._of_run, device=rows.device)]
 
+    def first(self, key: Key, lengths: Sequence[int], device: torch.device) -> Tensor:
+        """The first entries of every block, as many as ``lengths`` says, of all runs: see :meth:`Noise.joined`."""
+        return self._source.joined(key, self._seeds, self._layout, device, lengths)[self._of_run]
+
     def _from_words(self, words: Any) -> Any:
         raise NotImplementedError
 
@@ -208,32 +212,69 @@ class _Factors(BoundStructure):
         return self._factors if self._whole_rows else self._layout.of(self._factors, span.block).flatten(1)
 
 
+class _Side:
+    """What makes the noise of one side's gains into the gains, of several runs.
+
+    Args:
+        part: of the noise's keys.
+        rows: the standard deviations, [runs, width], those of every block from its beginning.
+        layout: of the rows.
+        lengths: how many a block has.
+    """
+
+    def __init__(self, part: int, rows: Tensor, layout: Layout, lengths: Sequence[int]) -> None:
+        self._part, self._lengths = part, lengths
+        starts = layout.on(rows.device, lengths).starts
+        self._spans = [slice(start, start + length) for start, length in zip(starts, lengths, strict=True)]
+        end = starts[-1] + lengths[-1]
+        self._deviations = torch.zeros(len(rows), end, device=rows.device)
+        for block, span in zip(layout.blocks, self._spans, strict=True):
+            self._deviations[:, span] = layout.of(rows, block).flatten(1)[:, : span.stop - span.start]
+
+    def drawn(self, noise: StackedNoise, key: Key) -> list[Tensor]:
+        """The gains of every block, [runs, length]."""
+        made = noise.first(key._replace(part=key.part + self._part), self._lengths, self._deviations.device)
+        gains = made[:, : self._deviations.shape[1]] * self._deviations
+        return [gains[:, span] for span in self._spans]
+
+
 class _Gains(_Factors):
     """Factors by entry, and gains of rows and columns and offsets, of several runs: all blocks of a row at once."""
 
     def __init__(self, rows: Tensor, layout: Layout, whole: bool, theta: Callable[[], Tensor]) -> None:
         super().__init__(rows, layout, whole)
-        # Noise is made for a row as a whole, so that of offsets only where there are some.
-        self._sides, self._axis = (rows[:, 1:4] if bool(rows[:, 3].any()) else rows[:, 1:3]).unbind(1), rows[:, _AXIS]
-        self._theta = theta
+        self._isotropic = bool(rows[:, 0].any())
+        self._axis, self._theta = rows[:, _AXIS], theta
         self._gained = [block for block in layout.blocks if bool(layout.of(rows[:, 1:], block).any())]
+        self._sides = [
+            _Side(number * NOISE_PART, rows[:, number], layout, self._lengths(number))
+            for number in ((1, 2, 3) if bool(rows[:, 3].any()) else (1, 2))
+        ]
+
+    def _lengths(self, number: int) -> list[int]:
+        """How many gains of rows (1), of columns (2), or offsets (3) every block has."""
+        found = [0] * len(self._layout.blocks)
+        for block in self._gained:
+            sides = (block.shape[0], block.columns, block.shape[0]) if block.is_matrix else (block.numel, 0, 0)
+            found[block.index] = sides[number - 1]
+        return found
+
+    def uses_noise(self, block: Block) -> bool:
+        return self._isotropic
 
     def mixed(self, noise: Noise, key: Key, span: Span, values: Tensor, variance: float = 1.0) -> Tensor:
         """Factors and gains are in it, so that :meth:`deviation` is 1."""
-        values, theta = values.mul_(self._factors), self._theta()
-        own = [
-            noise(key._replace(part=key.part + number * NOISE_PART), span, values.device) * side
-            for number, side in enumerate(self._sides, 1)
-        ]
+        theta = self._theta()
+        values = values.mul_(self._factors) if self._isotropic else torch.zeros_like(theta)
+        own = [side.drawn(cast(StackedNoise, noise), key) for side in self._sides]
         for block in self._gained:
-            left, right, *offsets = (self._layout.of(side, block).flatten(1) for side in own)
+            left, right, *offsets = (side[block.index] for side in own)
             target, weights = (self._layout.of(rows, block) for rows in (values, theta))
             if block.is_matrix:
-                gains = left[:, : block.shape[0], None] + right[:, None, : block.columns]
-                target.flatten(2).addcmul_(gains, weights.flatten(2))
+                target.flatten(2).addcmul_(left[:, :, None] + right[:, None, :], weights.flatten(2))
                 if offsets:
                     axis = self._layout.of(self._axis, block).flatten(1)[:, None, : block.columns]
-                    target.flatten(2).addcmul_(offsets[0][:, : block.shape[0], None], axis)
+                    target.flatten(2).addcmul_(offsets[0][:, :, None], axis)
             else:
                 target.add_(left)
         return values
