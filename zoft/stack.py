@@ -138,17 +138,20 @@ class StackedNoise(Noise):
 
     def __call__(self, key: Key, span: Span, device: torch.device | str = "cpu") -> Tensor:
         """As of every run's own seed; ``key.seed`` is of no meaning."""
+        if self._whole:  # once a step for every key, so that there is nothing to keep
+            return self._of_runs(self._source.joined(key, self._seeds, self._layout, device))
         if key not in self._rows:
             self._rows = {kept: rows for kept, rows in self._rows.items() if kept.step == key.step}
             self._rows[key] = self._source.joined(key, self._seeds, self._layout, device)
-        rows = self._rows[key]
-        if not self._whole:
-            rows = self._layout.of(rows, span.block).flatten(1)
-        return rows[torch.tensor(self._of_run, device=rows.device)]
+        return self._of_runs(self._layout.of(self._rows[key], span.block).flatten(1).clone())
 
     def first(self, key: Key, lengths: Sequence[int], device: torch.device) -> Tensor:
         """The first entries of every block, as many as ``lengths`` says, of all runs: see :meth:`Noise.joined`."""
-        return self._source.joined(key, self._seeds, self._layout, device, lengths)[self._of_run]
+        return self._of_runs(self._source.joined(key, self._seeds, self._layout, device, lengths))
+
+    def _of_runs(self, rows: Tensor) -> Tensor:
+        """The rows of the seeds as those of the runs."""
+        return rows if self._of_run == list(range(len(rows))) else rows[self._of_run]
 
     def _from_words(self, words: Any) -> Any:
         raise NotImplementedError
