@@ -1,4 +1,4 @@
-"""The page of one learning rate on other bases: MeZO's rates are the evidence's, and what is counted is what ran."""
+"""The page of one rate on other bases: tuned rivals have the evidence's rates, and what is counted is what ran."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from benchmarks import one_rate_bases as bench
-from finetune.evidence_page import pairs_of
-from finetune.report import Cell
+from finetune.evidence_page import summary
+from finetune.report import Cell, Spread
 
 TUNER = "pretrained_tuners/zoft-base-default"
 
@@ -39,64 +39,74 @@ def _entry(cells: dict[str, list[float]]) -> dict[str, Any]:
     return {"name": "other-derivative-0", "derivative": True, "tuners": {"default": "abc"}, "views": [view]}
 
 
-def test_mezo_has_the_evidence_s_best_rate_and_the_tuner_the_one_it_recommends() -> None:
+def test_tuned_rivals_have_the_evidence_s_best_rates_and_the_tuner_the_one_it_recommends() -> None:
     evidence = _content(bench.EVIDENCE)
     config = bench.configuration(evidence, "runs/bases/qwen2-derivative-0", TUNER)
     (base,) = (base for base in evidence["bases"] if base["name"] == "qwen2-derivative-0")
     (view,) = (v for v in base["views"] if (v["regime"], v["forwards"]) == ("tuned", 600))
-    assert config.lrs["mezo"] == {task["task"]: task["cells"]["mezo"]["lr"] for task in view["tasks"]}
-    assert {label: config.lrs[label] for label in ("default", *bench.CONTROLS)} == dict.fromkeys(
-        ("default", *bench.CONTROLS), 1.41
-    )
+    for rival in ("mezo", "zo-adam"):
+        assert config.lrs[rival] == {task["task"]: task["cells"][rival]["lr"] for task in view["tasks"]}
+    at_one = {"untrained", "permuted", "random-basis", "biases-only", "default"}
+    assert {label: config.lrs[label] for label in config.lrs if label in at_one} == dict.fromkeys(at_one, 1.41)
+    assert {*config.lrs} == {"mezo", "zo-adam", *at_one}
     assert (config.base, config.lr_mode) == ("./runs/bases/qwen2-derivative-0", "fixed")
     assert bench.configuration(evidence, "zoft-base", TUNER).base == "zoft-base"
 
 
-def test_wins_losses_and_what_is_missing_are_counted_by_rival() -> None:
-    losses = {"mezo": [2.0, 2.1, 2.2, 2.3], "untrained": [0.5, 0.6, 0.7, 0.8], "default": [1.0, 1.1, 1.2, 1.3]}
-    alone, whole = _entry(losses), _entry({**losses, "random-basis": [1.0, 1.2, 1.1, 1.3]})
-    assert "| losses against the best of these | – | – | – |" in bench.page([alone], [])
-    text = bench.page([whole], ["other-derivative-0", "absent"])
+def test_hizoo_is_left_out_because_it_never_is_the_best_rival() -> None:
+    views = [v for base in _content(bench.EVIDENCE)["bases"] for v in base["views"] if v["regime"] == "tuned"]
+    tasks = [summary(task) for view in views if view["forwards"] == 600 for task in view["tasks"]]
+    assert len(tasks) == 28
+    for task in tasks:
+        means = {label: Spread.of(cell.loss).mean for label, cell in task.cells.items()}
+        left_out = [mean for label, mean in means.items() if label.startswith("hizoo")]
+        assert len(left_out) == 4
+        assert min(left_out) > min(means["mezo"], means["zo-adam"])
+
+
+def test_wins_and_losses_are_counted_by_rival() -> None:
+    losses = {label: [2.0, 2.1, 2.2, 2.3] for label in bench.RIVALS}
+    losses |= {"untrained": [0.5, 0.6, 0.7, 0.8], "random-basis": [1.0, 1.2, 1.1, 1.3], "default": [1.0, 1.1, 1.2, 1.3]}
+    text = bench.page([_entry(losses)], ["other-derivative-0", "absent"])
     rows = {row[1].strip(): row[2:] for row in (line.split("|") for line in text.splitlines()) if len(row) == 6}
-    assert rows["wins against MeZO tuned for each task"][1].strip().startswith("1 of 1")
-    assert rows["losses against MeZO tuned"][1].strip().startswith("0 of 1")
-    assert rows["losses against `untrained`"][1].strip().startswith("1 of 1")
-    assert rows["wins against `random-basis`"][1].strip().startswith("0 of 1")
-    assert rows["losses against `random-basis`"][1].strip().startswith("0 of 1")
-    assert rows["metric over MeZO's, mean, points"][1].strip().startswith("+10.0")
-    assert rows["forwards to MeZO's final loss, median, parts of the budget"][1].strip().startswith("0.25")
-    assert rows["wins against MeZO tuned for each task"][0].strip() == "–"
-    assert rows["losses against the best of these"][1].strip().startswith("1 of 1")
+    shown = {measure: cells[1].strip() for measure, cells in rows.items()}
+    for measure, expected in {
+        "wins against the best of all below": "0 of 1",
+        "losses against it": "1 of 1",
+        "wins against `mezo` tuned for each task": "1 of 1",
+        "losses against `mezo` tuned for each task": "0 of 1",
+        "wins against `zo-adam` tuned for each task": "1 of 1",
+        "losses against `untrained`": "1 of 1",
+        "wins against `random-basis`": "0 of 1",
+        "losses against `random-basis`": "0 of 1",
+        "metric over MeZO's, mean, points": "+10.0",
+        "forwards to MeZO's final loss, median, parts of the budget": "0.25",
+        "runs of `default` that diverged": "0 of 4",
+    }.items():
+        assert shown[measure].startswith(expected), measure
+    assert rows["wins against `mezo` tuned for each task"][0].strip() == "–"  # there is no base that is no derivative
     ratios = [1.0 / 0.5, 1.1 / 0.6, 1.2 / 0.7, 1.3 / 0.8]
-    shown = rows["loss by that of untrained, geometric mean"][1]
-    assert shown.strip().startswith(f"{math.prod(ratios) ** 0.25:.2f} (")
+    assert shown["loss by that of `untrained`, geometric mean"].startswith(f"{math.prod(ratios) ** 0.25:.2f} (")
     assert "Not made yet, and in no figure: absent.\n" in text
-    assert "win: -1.0000 (-1.0000 … -1.0000), seeds 4 : 0" in text
-    assert "loss: +0.5000 (+0.5000 … +0.5000), seeds 0 : 4" in text
-
-
-def test_the_embedded_base_s_entry_is_of_the_same_weights_and_seeds() -> None:
-    entry = bench.embedded(_content(bench.FOUND), _content(bench.EVIDENCE))
-    pairs = pairs_of({"bases": [{**entry, "rivals": ["mezo"], "reference": "mezo"}]})
-    assert [pair.task.task for pair in pairs] == ["mood", "headline", "choice-kind", "list-item"]
-    assert all(pair.task.cells["mezo"].seeds == pair.task.cells["default"].seeds for pair in pairs)
-    assert list(pairs[0].task.cells) == ["mezo", "random-basis", "default"]
-    assert all(pair.contest is not None and pair.contest.outcome == "win" for pair in pairs)
+    assert "| mezo | win: -1.0000 (-1.0000 … -1.0000), seeds 4 : 0 |" in text
+    assert "| untrained | loss: +0.5000 (+0.5000 … +0.5000), seeds 0 : 4 |" in text
 
 
 def test_the_page_is_current() -> None:
     evidence = _content(bench.EVIDENCE)
-    entries = [bench.embedded(_content(bench.FOUND), evidence), *_content(bench.FIGURES)]
     names = [base["name"] for base in evidence["bases"]]
-    assert bench.PAGE.read_text(encoding="utf-8") == bench.page(entries, names)
+    assert bench.PAGE.read_text(encoding="utf-8") == bench.page(_content(bench.FIGURES), names)
 
 
 def test_mistakes_are_said_in_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments, message in (
-        (["--base", "runs/bases/qwen2"], "go together"),
-        (["--base", "runs/bases/qwen", "--tuner", TUNER], "did you mean qwen2"),
-        (["--base", "runs/bases/qwen2", "--tuner", "runs/absent"], "runs/absent"),
+    with pytest.raises(SystemExit):
+        bench.main(["--base", "runs/bases/qwen2"])
+    assert "go together" in capsys.readouterr().err
+    for arguments, code, message in (
+        (["--base", "runs/bases/qwen", "--tuner", TUNER], 2, "did you mean qwen2"),
+        (["--base", "runs/bases/qwen2", "--tuner", "runs/absent"], 3, "runs/absent"),
     ):
-        with pytest.raises(SystemExit):
-            bench.main(arguments)
-        assert message in capsys.readouterr().err
+        assert bench.main(arguments) == code
+        error = capsys.readouterr().err
+        assert message in error
+        assert "usage" not in error
