@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -48,14 +49,22 @@ class Runner:
 
     def __call__(self, spec: RunSpec) -> Record:
         """Make a run; its record is JSON-able, with null for values that are not finite."""
+        with self.own_threads():
+            try:
+                return self._run(spec)
+            finally:
+                self.reset()
+
+    @contextmanager
+    def own_threads(self) -> Iterator[None]:
+        """Within it torch has as many threads as the runs are to have."""
         threads = torch.get_num_threads()
         if self._threads is not None:
             torch.set_num_threads(self._threads)
         try:
-            return self._run(spec)
+            yield
         finally:
             torch.set_num_threads(threads)
-            self.reset()
 
     def _run(self, spec: RunSpec) -> Record:
         started = time.perf_counter()

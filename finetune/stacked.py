@@ -64,7 +64,8 @@ class Stacker:
         """
         self._runner.reset()
         try:
-            return Stack(self._bench, specs).records()
+            with self._runner.own_threads():
+                return Stack(self._bench, specs).records()
         except CannotStack:
             return None
         except torch.OutOfMemoryError:

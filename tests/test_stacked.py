@@ -101,6 +101,14 @@ def test_every_method_that_stacks_gives_what_it_gives_alone(bench: Bench, name: 
     assert len({record["validation_loss"] for record in alone}) == 3
 
 
+def test_a_stack_has_the_threads_of_the_runs(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, seen = torch.get_num_threads(), []
+    monkeypatch.setattr(Stack, "records", lambda self: seen.append(torch.get_num_threads()) or [])
+    Stacker(Runner(bench, threads=threads + 1)).stacked([one(bench)])
+    assert seen == [threads + 1]
+    assert torch.get_num_threads() == threads
+
+
 def test_methods_with_options_give_what_they_give_alone(bench: Bench) -> None:
     both(bench, [one(bench, optimizer="hizoo", hyper={"subtract_inverse": True, "directions": 2}, forwards=10)])
     both(bench, [one(bench, hyper={"weight_decay": 0.1, "directions": 2}, forwards=8)])
