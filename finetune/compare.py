@@ -176,7 +176,7 @@ def _jobs(
                     jobs[TUNED, forwards, method.label, task] = make.pair(method, task, forwards)
         if searching and choose_on and (config.recommend or UNTUNED in config.regimes):
             reported = config.tasks if UNTUNED in config.regimes else []
-            for method in methods:
+            for method in (method for method in methods if method.label not in config.lrs):
                 jobs[UNTUNED, forwards, method.label, ""] = make.single(method, forwards, choose_on, reported)
     return jobs
 
@@ -210,17 +210,15 @@ def _check(config: CompareConfig, methods: Sequence[MethodPlan]) -> None:
     if overlap:
         raise UsageError(f"seeds {sorted(overlap)} would be both chosen on and reported", "Use other seeds.")
     labels = [method.label for method in methods]
-    if config.lr_mode == "fixed":
-        for label in config.lrs:
-            if label not in labels:
-                raise UsageError(unknown("method in lrs", label, labels))
-        missing = [label for label in labels if label not in config.lrs]
-        if missing:
-            raise UsageError(f"lrs has no learning rate for {', '.join(missing)}", "Add them, or search.")
-        for label, given in config.lrs.items():
-            without = [task for task in config.tasks if isinstance(given, dict) and task not in given]
-            if without:
-                raise UsageError(f"lrs has no learning rate of {label} for {', '.join(without)}", "Add it, or search.")
+    for label, given in config.lrs.items():
+        if label not in labels:
+            raise UsageError(unknown("method in lrs", label, labels))
+        without = [task for task in config.tasks if isinstance(given, dict) and task not in given]
+        if without:
+            raise UsageError(f"lrs has no learning rate of {label} for {', '.join(without)}", "Add it, or search.")
+    missing = [label for label in labels if config.lr_mode == "fixed" and label not in config.lrs]
+    if missing:
+        raise UsageError(f"lrs has no learning rate for {', '.join(missing)}", "Add them, or search.")
     for method in methods:
         seen = [task for task in (*config.tasks, *config.choose_on) if task in method.trained_on]
         if seen and not config.allow_meta_training_tasks:

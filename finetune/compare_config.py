@@ -132,7 +132,8 @@ class CompareConfig(Config):
     )
     lrs: dict[str, float | dict[str, float]] = Field(
         {},
-        description="With lr_mode fixed: the learning rate of every method, by label; one for all tasks, or by task.",
+        description="Learning rates by label of the method; one for all tasks, or by task. With lr_mode fixed of every "
+        "method, with search of those that are not to be searched.",
     )
     lr_start: float = Field(
         5e-4,
@@ -229,6 +230,8 @@ class CompareConfig(Config):
             raise ValueError("lr_mode fixed needs lrs, a learning rate for every method")
         if self.lr_mode == "fixed" and self.regimes != ["tuned"]:
             raise ValueError("regimes say how learning rates are searched; with lr_mode fixed there is no search")
+        if self.lrs and self.lr_mode == "search" and "untuned" in self.regimes:
+            raise ValueError("lrs are of the regime tuned; leave untuned out, or give no lrs")
         if not self.regimes:
             raise ValueError("regimes is empty; give tuned, untuned, or both")
         return self

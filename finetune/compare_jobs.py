@@ -95,8 +95,8 @@ class Jobs:
         ]
 
     def pair(self, method: MethodPlan, task: str, forwards: int) -> Job[RunSpec, Found]:
-        """One method on one task: its own learning rate there, then the reported runs."""
-        if self._config.lr_mode == "fixed":
+        """One method on one task: its own learning rate there, searched or given, then the reported runs."""
+        if method.label in self._config.lrs:
             lr, interior, search_runs, values = self._config.given_lr(method.label, task), None, 0, {}
         else:
             search = yield from self._search(method, [task], forwards, _mean_loss)

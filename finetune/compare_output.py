@@ -39,8 +39,9 @@ def describe(config: CompareConfig, methods: Sequence[MethodPlan], choose_on: Se
         lines.append(f"learning rates: {grid}")
         if UNTUNED in config.regimes:
             lines.append(f"untuned: one learning rate a method, chosen on {', '.join(choose_on)}")
-    else:
-        rates = ", ".join(f"{method.label} {_rates(config.lrs[method.label])}" for method in methods)
+    if config.lrs:
+        given = [method.label for method in methods if method.label in config.lrs]
+        rates = ", ".join(f"{label} {_rates(config.lrs[label])}" for label in given)
         lines.append(f"learning rates, given: {rates}")
     lines.append(f"reported seeds: {_listed(config.reported_seeds)}")
     return lines
@@ -235,7 +236,7 @@ class Output:
         steps = ", ".join(f"{label} {self._steps(view, label)}" for label in self._labels)
         seeds = f"{config.selection_seeds} other seeds"
         chosen = {
-            TUNED: f"√2 grid, chosen by the mean final validation loss of {seeds}.",
+            TUNED: f"√2 grid, chosen by the mean final validation loss of {seeds}{self._but_given()}.",
             UNTUNED: f"one for each method on all tasks, chosen from a √2 grid on {', '.join(self._choose_on)} "
             f"by the mean of final / zero-shot validation loss of {seeds}.",
             GIVEN: f"one for each method on all tasks, given beforehand{self._but_by_task()}.",
@@ -246,6 +247,10 @@ class Output:
             f"{view.forwards} forward passes a run, evaluations apart (steps: {steps}); batch {config.batch_size}, "
             f"ε {config.epsilon:g}. Learning rates: {chosen}{courses}"
         ]
+
+    def _but_given(self) -> str:
+        given = [label for label in self._labels if label in self._config.lrs]
+        return f"; given beforehand of {', '.join(given)}{self._but_by_task()}" if given else ""
 
     def _but_by_task(self) -> str:
         by_task = [label for label in self._labels if isinstance(self._config.lrs.get(label), Mapping)]

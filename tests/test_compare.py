@@ -174,6 +174,18 @@ def test_a_method_may_have_a_learning_rate_for_each_task(tmp_path: Path) -> None
     assert "on all tasks, given beforehand, but mezo: one for each task." in (tmp_path / "compare.md").read_text()
 
 
+def test_a_method_whose_learning_rates_are_given_is_not_searched(tmp_path: Path) -> None:
+    values = {"lrs": {"untrained": {"dev": 4e-3, "flat": 5e-3}}, "optimizers": ["mezo"], "tasks": ["dev", "flat"]}
+    comparison = compare(config(tmp_path, **values), say=quiet, factory=toy_bench)
+    for task, lr in {"dev": 4e-3, "flat": 5e-3}.items():
+        (cells,) = [one.cells for one in comparison.tasks if one.task == task]
+        assert (cells["untrained"].lr, cells["untrained"].search_runs, cells["untrained"].interior) == (lr, 0, None)
+        assert cells["mezo"].search_runs > 0
+        assert cells["mezo"].interior is not None
+    assert set(comparison.recommended) == {"mezo"}
+    assert "; given beforehand of untrained, but untrained: one for each task." in (tmp_path / "compare.md").read_text()
+
+
 def test_an_interrupted_comparison_goes_on_and_ends_the_same(tmp_path: Path) -> None:
     values = {"optimizers": ["mezo"], "seeds": 2}
     whole = compare(config(tmp_path / "whole", **values), say=quiet, factory=toy_bench)
@@ -244,6 +256,8 @@ def test_tasks_that_a_tuner_was_learned_on_are_refused(tmp_path: Path) -> None:
         ({"lr_mode": "fixed"}, "needs lrs"),
         ({"lr_mode": "fixed", "lrs": {"mezo": 1e-3}}, "no learning rate for hizoo, untrained"),
         ({"lr_mode": "fixed", "lrs": {"mezoo": 1e-3}}, "did you mean mezo"),
+        ({"lrs": {"mezoo": 1e-3}}, "did you mean mezo"),
+        ({"lrs": {"mezo": 1e-3}, "regimes": ["tuned", "untuned"]}, "leave untuned out"),
         ({"lrs": {"mezo": -1.0}}, "not a positive number"),
         ({"lrs": {"mezo": {"dev": -1.0}}}, "not a positive number"),
         (
