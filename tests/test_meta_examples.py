@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import math
@@ -29,10 +30,12 @@ def test_there_are_two_short_examples():
 
 
 def test_mlp(capsys):
-    results = load("mlp").main(steps=60)
-    assert results["zo-finetuner"] < results["before"]
-    assert results["mezo"] < results["before"]
-    assert "zo-finetuner" in capsys.readouterr().out
+    results = load("mlp").main(steps=60, rate_seeds=0)
+    before, *mezo, tuner = results.values()
+    finite = [loss for loss in mezo if math.isfinite(loss)]
+    assert min(finite) < before
+    assert tuner < min(before / 4, max(finite))
+    assert "tuner, lr 1: loss" in capsys.readouterr().out
 
 
 def test_encoder(tmp_path, capsys):
@@ -46,7 +49,8 @@ def test_encoder(tmp_path, capsys):
         {"text": f"{text} {k}", "label": label} for k in range(24) for label, pair in words.items() for text in pair
     ]
     data.write_text("\n".join(map(json.dumps, rows)))
-    result = load("encoder").main(str(folder), str(data), meta_steps=3, steps=5, lr=1e-3)
+    result = load("encoder").main(str(folder), str(data), meta_steps=3, steps=20)
     assert set(result) == {"loss", "accuracy"}
-    assert math.isfinite(result["loss"])
-    assert "zero-shot" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    before = ast.literal_eval(shown.split("zero-shot: ")[1].splitlines()[0])
+    assert result["loss"] < before["loss"]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LinearLR
 from transformers import AutoModel, AutoTokenizer
 
 import zoft
@@ -39,8 +40,11 @@ def make_task(name: str, model: nn.Module, tokenizer, rows: list[dict[str, str]]
     def logits(model: nn.Module, batch: Batch) -> Tensor:
         return 20 * pooled(model, batch) @ layer.T
 
+    def losses(model: nn.Module, batch: Batch) -> Tensor:
+        return nn.functional.cross_entropy(logits(model, batch).float(), batch["labels"], reduction="none")
+
     def loss(model: nn.Module, batch: Batch) -> Tensor:
-        return nn.functional.cross_entropy(logits(model, batch).float(), batch["labels"])
+        return losses(model, batch).mean()
 
     def metrics(model: nn.Module, batch: Batch) -> dict[str, float]:
         return {"accuracy": float((logits(model, batch).argmax(-1) == batch["labels"]).float().mean())}
@@ -51,10 +55,10 @@ def make_task(name: str, model: nn.Module, tokenizer, rows: list[dict[str, str]]
         batch = dict(tokenizer([row["text"] for row in part], padding=True, truncation=True, return_tensors="pt"))
         batches.append({**batch, "labels": torch.tensor([labels.index(row["label"]) for row in part])})
     held = max(1, len(batches) // 5)
-    return FunctionTask(name, batches[held:], loss, evaluation=batches[:held], metrics=metrics)
+    return FunctionTask(name, batches[held:], loss, evaluation=batches[:held], metrics=metrics, losses=losses)
 
 
-def main(folder: str, data: str, meta_steps: int = 40, steps: int = 200, lr: float = 1e-4) -> dict[str, float]:
+def main(folder: str, data: str, meta_steps: int = 40, steps: int = 100) -> dict[str, float]:
     model = AutoModel.from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     rows = [json.loads(line) for line in Path(data).read_text(encoding="utf-8").splitlines()]
@@ -64,12 +68,15 @@ def main(folder: str, data: str, meta_steps: int = 40, steps: int = 200, lr: flo
     config = MetaTrainConfig(steps=meta_steps)
     tuner = zoft.meta_train(model, [task], config, base_model_name_or_path=folder)
 
-    settings = tuner.config.recommended.estimate  # how many directions a step, and from which losses
-    optimizer = zoft.ZerothOrder(model, method="zo-finetuner", tuner=tuner.bind(model), lr=lr, **settings)
+    recommended = tuner.config.recommended  # the rate, how many directions a step, and from which losses
+    settings = {"lr": recommended.lr, **recommended.estimate}
+    optimizer = zoft.ZerothOrder(model, method="zo-finetuner", tuner=tuner.bind(model), **settings)
+    schedule = LinearLR(optimizer, 1.0, 0.0, steps)
     batches = task.train_batches(batch_size=16, seed=1)
     for _ in range(steps):
         batch = next(batches)
-        optimizer.step(lambda batch=batch: task.loss(model, batch))
+        optimizer.step(lambda batch=batch: task.part_losses(model, batch))  # the losses of the examples, not their mean
+        schedule.step()
     result = task.evaluate(model)
     print("fine-tuned:", result)
     return result

@@ -25,6 +25,8 @@ class FunctionTask:
         loss: ``loss(model, batch)`` -> scalar tensor, the mean over the batch.
         evaluation: batches for :meth:`evaluate`; by default those of ``batches``, where they are a sequence.
         metrics: ``metrics(model, batch)`` -> values by name, averaged over the evaluation batches.
+        losses: ``losses(model, batch)`` -> what ``loss`` is the mean of, [B]: the step-size head ``gauss-newton``, and
+            so the recipe ``default``, takes the curvature from it. Without it steps are shorter.
 
     Examples:
         >>> import torch
@@ -42,12 +44,14 @@ class FunctionTask:
         *,
         evaluation: Sequence[Any] | None = None,
         metrics: Callable[[nn.Module, Any], dict[str, float]] | None = None,
+        losses: Callable[[nn.Module, Any], Tensor] | None = None,
     ) -> None:
         self.name = name
         self._batches = batches
         self._loss = loss
         self._evaluation = evaluation
         self._metrics = metrics
+        self.part_losses = losses
 
     def train_batches(self, batch_size: int, seed: int, start: int = 0) -> Iterator[Any]:
         """Endless batches, a pure function of ``seed`` for a sequence.
