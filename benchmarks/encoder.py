@@ -7,7 +7,8 @@ FOLDER is an encoder that transformers' AutoModel loads; DIR has TASK.train.json
 TASK.test.jsonl, with {"text": ..., "label": ...} a line. The output layer is fixed: 20 times the cosine of a text's
 mean state and the label names', as the unchanged encoder embeds them. So all fine-tuning happens in the encoder. Every
 task counts as development: this says whether a tuner carries over to another labelling of like texts, and proves no
-more. ``compare`` writes what ``zoft compare`` writes, and goes on from what is there.
+more. ``compare`` writes what ``zoft compare`` writes, and goes on from what is there; the tuner and its controls have
+the rate that the tuner recommends, the other methods the best that a search finds.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from finetune.run_spec import Bench
 from meta_train import MetaTrainConfig
 from zoft.objective import evaluating
 from zoft.tasks.base import SPLITS
+from zoft.tuner import Tuner
 
 #: What the cosines are multiplied by.
 SCALE = 20.0
@@ -65,9 +67,13 @@ class LabelledTexts:
                 yield self._batch([rows[place] for place in order[at * batch_size : (at + 1) * batch_size]])
             epoch, first = epoch + 1, 0
 
+    def part_losses(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        """Cross-entropy of every text, [B]."""
+        return nn.functional.cross_entropy(self._logits(model, batch), batch["labels"], reduction="none")
+
     def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """Mean cross-entropy."""
-        return nn.functional.cross_entropy(self._logits(model, batch), batch["labels"])
+        return self.part_losses(model, batch).mean()
 
     def evaluate(self, model: nn.Module, split: str = "test", limit: int | None = None) -> dict[str, float]:
         """Mean loss and accuracy over the split's first ``limit`` texts."""
@@ -136,11 +142,14 @@ def learn(given: argparse.Namespace) -> None:
 
 
 def against(given: argparse.Namespace) -> None:
-    """Compare a tuner with MeZO and its controls on a task that it has not seen."""
+    """Compare a tuner and its controls, all at the rate that it recommends, with methods tuned for a task that it has
+    not seen."""
+    rate = Tuner.from_pretrained(given.tuner).config.recommended.lr
     values = {
         "base": given.encoder, "data_dir": str(given.data), "tasks": [given.task], "optimizers": given.optimizers,
         "tuners": {"default": given.tuner}, "controls": given.controls, "rivals": given.optimizers,
-        "forwards": given.forwards, "lr_start": given.lr_start, "seeds": given.seeds, "recommend": False,
+        "forwards": given.forwards, "lr_start": given.lr_start,
+        "lrs": dict.fromkeys([*given.controls, "default"], rate), "seeds": given.seeds, "recommend": False,
         "selection_seeds": given.selection_seeds, "eval_points": 5, "validation_examples": 200, "tensorboard": False,
         "keep_bytes": 1 << 30, "cache_bytes": 0, "workers": given.workers, "output_dir": given.output_dir,
     }  # fmt: skip

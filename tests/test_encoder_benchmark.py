@@ -44,7 +44,8 @@ def test_a_tuner_of_one_labelling_is_compared_on_another(folder: Path, tmp_path:
     content = json.loads((tmp_path / "out" / "compare.json").read_text())
     cells = content["views"][0]["tasks"][0]["cells"]
     assert list(cells) == ["mezo", "untrained", "default"]
-    assert all(cell["interior"] for cell in cells.values())
+    assert [cell["interior"] for cell in cells.values()] == [True, None, None]
+    assert [cells[label]["lr"] for label in ("untrained", "default")] == [1.0, 1.0]
     assert content["views"][0]["tasks"][0]["role"] == "development"
 
 
@@ -58,4 +59,6 @@ def test_its_task_is_its_files(folder: Path) -> None:
     batch = task._batch(sorted(task._rows["test"][:10], key=lambda row: len(row["text"])))
     with torch.no_grad():
         assert some["loss"] == pytest.approx(float(task.loss(model, batch)), rel=1e-5)
+        assert task.part_losses(model, batch).shape == (10,)
+        assert float(task.part_losses(model, batch).mean()) == pytest.approx(float(task.loss(model, batch)))
     assert some["accuracy"] * 10 == pytest.approx(round(some["accuracy"] * 10))

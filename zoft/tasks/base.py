@@ -26,7 +26,12 @@ SPLITS = ("train", "validation", "test")
 
 @runtime_checkable
 class Task(Protocol):
-    """What meta-training, fine-tuning and comparisons need of a task."""
+    """What meta-training, fine-tuning and comparisons need of a task.
+
+    A task may also have ``part_losses(model, batch)``, what ``loss`` is the mean of, [B], or [B, T] for tokens and −∞
+    where there are no more: the step-size head ``gauss-newton`` takes the curvature from it. Without it a batch counts
+    as one example, and steps are shorter.
+    """
 
     @property
     def name(self) -> str:
