@@ -38,7 +38,7 @@ They are then in `runs/bases`, as `gpt2-small`, `qwen2` and `qwen2-derivative-0`
 `zoft compare --base ./runs/bases/qwen2`. `make_base.json` and `make_derivative.json` beside the weights hold the
 command, the losses, the weights' hash and the platform: on the same platform the same command gives the same bytes.
 On another processor it gives another base, which began from the same weights and learned as much, and whose zero-shot
-losses are others: on single tasks by up to a third. So what was found on one, a learning rate too, is not known of the
+losses are others, on single tasks by up to 30 %. So what was found on one, a learning rate too, is not known of the
 other.
 
 A derivative is the base further trained by AdamW on documents of the same world in other proportions and on the
